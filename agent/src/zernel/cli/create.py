@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``zernel create``: create a kernel instance."""
+
+from __future__ import annotations
+
+import argparse
+
+from zernel.cli.output import add_format_option, print_result
+from zernel.devicetree.model import MAX_CPU, PAGE_BYTES
+from zernel.devicetree.units import parse_cpus, parse_devices, parse_memory, parse_size
+from zernel.errors import ZernelError, fail
+from zernel.multikernel import fs, operations, report
+from zernel.multikernel.text import change_data, print_change, told
+
+
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``zernel create``."""
+    parser.add_argument(
+        "name", metavar="NAME", help="the instance's name; it may stand before or after the options"
+    )
+    cpus = parser.add_mutually_exclusive_group(required=True)
+    cpus.add_argument("--cpus", metavar="LIST", help="these CPUs, such as 4-7 or 4,5,8-11")
+    cpus.add_argument("--cpu-count", metavar="N", help="this many CPUs, chosen from the free ones")
+    parser.add_argument("--memory", required=True, metavar="SIZE", help="such as 2GB, 512MB or 0x80000000")
+    parser.add_argument(
+        "--memory-base", metavar="ADDRESS", help="where the memory begins; default: the lowest free place"
+    )
+    parser.add_argument("--devices", metavar="LIST", help="such as eth0:vf1,nvme0:ns2")
+    parser.add_argument("--id", metavar="N", help="the instance's id, 1 to 511; default: the lowest free one")
+    parser.add_argument("--dry-run", action="store_true", help="same verdict, but nothing is created")
+    parser.add_argument(
+        "--ensure",
+        action="store_true",
+        help="succeed when the instance is there already with exactly these resources",
+    )
+    add_format_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Create the instance; exit 1 with the reason when that cannot be."""
+    request = _request(args)
+    target = fs.open_fs()
+    outcome = operations.create(target, request, dry_run=args.dry_run, ensure=args.ensure)
+    data = change_data(outcome, target, dry_run=args.dry_run, status="created")
+    instance = outcome.after or outcome.before
+    assert instance is not None
+    data["instance"] = report.instance_data(instance, outcome.status)
+    if not outcome.changed:
+        done = f"✓ Instance {request.name} is there already: nothing to change"
+    elif args.dry_run:
+        done = f"✓ Instance {request.name} can be created (dry run: nothing was written)"
+    else:
+        done = f"✓ Instance {request.name} created {told(outcome.transaction)}"
+    lines = report.instance_lines(instance, outcome.status)
+    print_result(data, args.format, lambda: print_change(lines, outcome, target, done))
+    return 0
+
+
+def _request(args: argparse.Namespace) -> operations.Request:
+    """Read the options; raises `ZernelError` with every mistake in them."""
+    values: dict[str, object] = {}
+    mistakes: list[ZernelError] = []
+    readers = (
+        ("cpus", lambda: parse_cpus(args.cpus, "--cpus")),
+        ("cpu_count", lambda: _number(args.cpu_count, "--cpu-count", MAX_CPU + 1)),
+        ("memory", lambda: parse_memory(args.memory, "--memory")),
+        ("memory_base", lambda: _base(args.memory_base)),
+        ("devices", lambda: parse_devices(args.devices, "--devices")),
+        ("id", lambda: _number(args.id, "--id", 511)),
+    )
+    for name, read in readers:
+        if getattr(args, name) is not None:
+            try:
+                values["memory_bytes" if name == "memory" else name] = read()
+            except ZernelError as error:
+                mistakes.append(error)
+    if mistakes:
+        raise ZernelError(*(problem for error in mistakes for problem in error.problems))
+    return operations.Request(name=args.name, **values)  # type: ignore[arg-type]
+
+
+def _number(text: str, option: str, highest: int) -> int:
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+    if not 1 <= number <= highest:
+        raise fail(
+            "bad-number",
+            f"{option}: '{text[:60]}' is not possible",
+            explanation=f"It takes a whole number from 1 to {highest}",
+            suggestion=f"Write it as {option}=4",
+        )
+    return number
+
+
+def _base(text: str) -> int:
+    base = parse_size(text, "--memory-base")
+    if base % PAGE_BYTES:
+        raise fail(
+            "memory-not-aligned",
+            "Memory base address not page-aligned",
+            explanation=(
+                f"Requested base: {base:#x}",
+                "Page size: 4KB (0x1000)",
+                "Alignment requirement: Address must be multiple of 0x1000",
+            ),
+            suggestion=f"Use base address {base // PAGE_BYTES * PAGE_BYTES:#x} (already aligned)",
+        )
+    return base

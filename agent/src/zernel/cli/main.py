@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The ``zernel`` command: finds the verb, imports that verb's module alone, shows errors in one form.
+
+A verb is a module of this package with ``register(parser)``, which adds its options, and ``run(args)``,
+which returns the exit status: 0 done or valid, 1 refused, invalid or failed; argparse itself exits 2 on
+wrong usage. Only the chosen verb's module is imported, so that starting up stays cheap.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+
+from zernel import __version__, streams
+from zernel.cli.output import print_errors
+from zernel.errors import ZernelError, fail, from_oserror, internal
+
+# verb: (module, one line of help)
+VERBS: dict[str, tuple[str, str]] = {
+    "doctor": ("zernel.cli.doctor", "say what this host can run, and why not"),
+    "kernel": ("zernel.cli.kernel", "report the running kernel's options for machine learning"),
+    "sysctl": ("zernel.cli.sysctl", "plan or apply the tuned sysctls, read back"),
+    "init": ("zernel.cli.init", "validate a baseline device tree; with --apply, hand it to the kernel"),
+    "create": ("zernel.cli.create", "create a kernel instance"),
+    "delete": ("zernel.cli.delete", "delete a kernel instance"),
+    "show": ("zernel.cli.show", "show the baseline and the kernel instances"),
+    "simulate": ("zernel.cli.simulate", "mount a simulated multikernel file system (for tests and demos)"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    streams.prepare()
+    try:
+        status = _run(sys.argv[1:] if argv is None else argv)
+    except SystemExit as end:  # argparse: help, version, wrong usage
+        status = end.code if isinstance(end.code, int) else 0
+    except KeyboardInterrupt:
+        print("Interrupted", file=sys.stderr)
+        status = 130
+    except OSError as error:  # argparse could not print
+        return streams.finish(0, error)
+    return streams.finish(status)
+
+
+def _run(arguments: list[str]) -> int:
+    args = _parser(arguments).parse_args(arguments)
+    if args.verb is None:
+        _parser([]).print_help()
+        return 2
+    module = importlib.import_module(VERBS[args.verb][0])
+    try:
+        return int(module.run(args))
+    except ZernelError as error:
+        problems = error
+    except OSError as error:
+        problems = from_oserror(error, f"finish 'zernel {args.verb}'")
+    except RecursionError:
+        problems = _too_deep()
+    except Exception as error:
+        if os.environ.get("ZERNEL_LOG") == "debug":
+            raise
+        problems = internal(error)
+    try:
+        print_errors(problems, getattr(args, "format", "text"))
+    except ZernelError as lost:  # the errors were shown as text; their JSON found no room
+        print_errors(lost, "text")
+    return 1
+
+
+def _too_deep() -> ZernelError:
+    return fail(
+        "too-deep", "The input is nested too deeply", suggestion="Flatten it: no device tree needs this"
+    )
+
+
+def _parser(arguments: list[str]) -> argparse.ArgumentParser:
+    """Return a parser that knows every verb by name, and the options of the one that is used."""
+    parser = argparse.ArgumentParser(prog="zernel", description="Zernel on this host.")
+    parser.add_argument("--version", action="version", version=f"zernel {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", title="commands")
+    chosen = next((word for word in arguments if not word.startswith("-")), None)
+    for verb, (module, summary) in VERBS.items():
+        subparser = verbs.add_parser(verb, help=summary, description=summary)
+        if verb == chosen:
+            importlib.import_module(module).register(subparser)
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``zernel show``: the baseline and the instances, or with ``--hardware`` what this host has to give."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from zernel.cli.output import add_format_option, print_result
+from zernel.devicetree.model import Resources
+from zernel.errors import Problem, ZernelError, fail
+from zernel.multikernel import report
+
+
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``zernel show``."""
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME", help="one instance; default: the baseline and all instances"
+    )
+    parser.add_argument(
+        "--hardware", action="store_true", help="the host's hardware, and a baseline proposed for it"
+    )
+    parser.add_argument("--host-cpus", metavar="LIST", help="with --hardware: the CPUs that the host keeps")
+    parser.add_argument("--pool-size", metavar="SIZE", help="with --hardware: how much memory to give away")
+    parser.add_argument(
+        "--pool-base", metavar="ADDRESS", help="with --hardware: where the memory pool begins"
+    )
+    parser.add_argument(
+        "--root", type=Path, default=Path("/"), help="with --hardware: where sys/ and proc/ are"
+    )
+    add_format_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show the state of the kernel, or the hardware. Nothing is changed."""
+    if args.hardware:
+        return _show_hardware(args)
+    from zernel.multikernel import fs, operations, state
+    from zernel.multikernel.overlay import V1
+
+    target = fs.open_fs()
+    with operations.labelling(target):
+        current = state.load(target, V1())
+        instances = current.system.instances
+        if args.name is not None:
+            found = current.instance(args.name)
+            if found is None:
+                raise operations.not_there(args.name, [instance.name for instance in instances])
+            instances = (found,)
+    resources = current.system.resources
+    data: dict[str, Any] = {
+        "status": "ok",
+        "simulated": target.simulated,
+        "root": str(target.root),
+        "baseline_complete": current.complete,
+        "hardware": report.hardware_data(resources),
+        "instances": {
+            instance.name: report.instance_data(instance, current.statuses[instance.name])
+            for instance in instances
+        },
+    }
+
+    def text() -> str:
+        lines = [] if args.name is not None else [*report.inventory_lines(resources), ""]
+        if args.name is None and not current.complete:
+            lines.insert(0, "The baseline was applied by another program: only the pool is known")
+        for instance in instances:
+            lines += report.instance_lines(instance, current.statuses[instance.name])
+        if not instances:
+            lines.append("No instances")
+        return "\n".join([*lines, *([target.label] if target.label else [])])
+
+    print_result(data, args.format, text)
+    return 0
+
+
+def _show_hardware(args: argparse.Namespace) -> int:
+    import zernel.host.hardware as hardware
+    from zernel.devicetree.units import parse_cpus, parse_memory, parse_size
+
+    if args.name is not None:
+        raise fail("bad-option", "--hardware takes no instance name", suggestion="Leave the name out")
+    found = hardware.discover(args.root)
+    host_cpus = parse_cpus(args.host_cpus, "--host-cpus") if args.host_cpus is not None else None
+    pool_bytes = parse_memory(args.pool_size, "--pool-size") if args.pool_size is not None else None
+    pool_base = parse_size(args.pool_base, "--pool-base") if args.pool_base is not None else None
+    proposal: Resources | None = None
+    problems: tuple[Problem, ...] = ()
+    try:
+        proposal = hardware.propose(found, host_cpus=host_cpus, pool_bytes=pool_bytes, pool_base=pool_base)
+    except ZernelError as error:
+        if any(wish is not None for wish in (host_cpus, pool_bytes, pool_base)):
+            raise  # what was asked for is impossible
+        problems = error.problems  # a host that cannot be split still has hardware to show
+    data = {
+        "status": "ok",
+        "hardware": hardware.as_data(found),
+        "baseline": report.hardware_data(proposal) if proposal else None,
+        "errors": [problem.as_dict() for problem in problems],
+    }
+
+    def text() -> str:
+        lines = [*hardware.describe(found), ""]
+        if proposal is not None:
+            inventory = [*report.inventory_lines(proposal), *report.inventory_details(proposal)]
+            return "\n".join([*lines, "A baseline for it:", *inventory])
+        return "\n".join(
+            [*lines, "No baseline can be proposed:", *(problem.render() for problem in problems)]
+        )
+
+    print_result(data, args.format, text)
+    return 0

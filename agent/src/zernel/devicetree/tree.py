@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Nodes and properties of a device tree, as read from source text or from a blob.
+
+Both readers give the same shape: a property read from source keeps its typed values and its line; one read
+from a blob has a single ``bytes`` value, because a blob does not say what its bytes mean. The accessors
+(`numbers`, `number`, `text`, `references`) hide the difference.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+from zernel.errors import Location
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """``&label`` in the source; ``line`` counts from 1."""
+
+    label: str
+    line: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """One ``<...>`` list. ``bits`` is the width of a cell: 32 unless ``/bits/`` said otherwise."""
+
+    items: tuple[int | Reference, ...]
+    bits: int = 32
+
+
+Value = Cells | Reference | str | bytes
+
+
+class WrongType(ValueError):
+    """A property holds another kind of value than the one asked for. The text says which one it should
+    hold."""
+
+
+@dataclass(slots=True)
+class Property:
+    """A property: ``name``, its comma-separated ``values``, and its line (0 when read from a blob)."""
+
+    name: str
+    values: tuple[Value, ...] = ()
+    line: int = 0
+
+    def numbers(self) -> tuple[int, ...]:
+        """Return every cell of every list as unsigned integers, in order; raise `WrongType` for other
+        values."""
+        found: list[int] = []
+        for value in self.values:
+            if isinstance(value, Cells):
+                for item in value.items:
+                    if isinstance(item, Reference):
+                        raise WrongType("must hold numbers, not references")
+                    found.append(item)
+            elif isinstance(value, bytes) and len(value) % 4 == 0:
+                found += struct.unpack(f">{len(value) // 4}I", value)
+            else:
+                raise WrongType("must hold numbers in angle brackets")
+        return tuple(found)
+
+    def number(self) -> int:
+        """Return the value of a 32- or 64-bit property.
+
+        One cell or two mean the same number; one cell may hold more than 32 bits, because the kerf document
+        writes ``<0x100000000>`` and ``<0x0 0x400000000>``. Raise `WrongType` for anything else.
+        """
+        cells = self.numbers()
+        if len(cells) == 1:
+            return cells[0]
+        if len(cells) == 2 and (cells[0] == 0 or max(cells) < 1 << 32):
+            return cells[0] << 32 | cells[1]
+        if len(cells) == 2:
+            raise WrongType("must hold one number: two cells are its upper and its lower 32 bits")
+        raise WrongType(f"must hold one number, in one or two cells, not {len(cells)} cells")
+
+    def wide_numbers(self) -> tuple[int, ...]:
+        """Return the 64-bit big-endian integers of a blob's property (``u64[]`` of the kernel's formats)."""
+        value = self.values[0] if len(self.values) == 1 else b"?"
+        if not isinstance(value, bytes) or len(value) % 8:
+            raise WrongType("must hold 64-bit numbers")
+        return struct.unpack(f">{len(value) // 8}Q", value)
+
+    def texts(self) -> tuple[str, ...]:
+        """Return the strings of the property; raise `WrongType` when it does not hold strings alone."""
+        found: list[str] = []
+        for value in self.values:
+            if isinstance(value, str):
+                found.append(value)
+            elif isinstance(value, bytes) and value.endswith(b"\0"):
+                try:
+                    found += value[:-1].decode().split("\0")
+                except UnicodeDecodeError:
+                    raise WrongType("must hold text") from None
+            else:
+                raise WrongType("must hold text in double quotes")
+        return tuple(found)
+
+    def text(self) -> str:
+        """Return the single string of the property."""
+        texts = self.texts()
+        if len(texts) != 1:
+            raise WrongType(f"must hold one text, not {len(texts)}")
+        return texts[0]
+
+    def references(self) -> tuple[Reference, ...]:
+        """Return the references of ``<&a>, <&b>``; raise `WrongType` when there is anything else."""
+        found: list[Reference] = []
+        for value in self.values:
+            items = value.items if isinstance(value, Cells) else (value,)
+            for item in items:
+                if not isinstance(item, Reference):
+                    raise WrongType("must hold references such as <&eth0>")
+                found.append(item)
+        return tuple(found)
+
+
+@dataclass(slots=True)
+class Node:
+    """A node. ``properties`` and ``children`` keep the order and the duplicates of the source."""
+
+    name: str
+    labels: tuple[str, ...] = ()
+    properties: list[Property] = field(default_factory=list)
+    children: list[Node] = field(default_factory=list)
+    line: int = 0
+
+    def get(self, name: str) -> Property | None:
+        """Return the property called ``name``, or None."""
+        return next((found for found in self.properties if found.name == name), None)
+
+    def child(self, name: str) -> Node | None:
+        """Return the first child called ``name`` (with its unit address), or None."""
+        return next((found for found in self.children if found.name == name), None)
+
+    @property
+    def base_name(self) -> str:
+        """The name without its unit address."""
+        return self.name.partition("@")[0]
+
+
+@dataclass(slots=True)
+class Tree:
+    """A whole device tree: its root, its labels, and for source text the file's name and lines."""
+
+    root: Node
+    labels: dict[str, Node] = field(default_factory=dict)
+    file: str | None = None
+    lines: list[str] = field(default_factory=list)
+
+    def location(self, line: int) -> tuple[Location, ...]:
+        """Return the place of ``line`` for an error, as a tuple: empty when the tree has no source text."""
+        if self.file is None:
+            return ()
+        if not 1 <= line <= len(self.lines):
+            return (Location(self.file),)
+        return (Location(self.file, line, self.lines[line - 1].strip()[:200]),)

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The multikernel file system: the one way in which Zernel reads and changes kernel instances.
+
+Two things are accepted: a mount of type ``multikernel`` whose statfs magic is the kernel's, and the
+simulation of ``zernel simulate multikernel``, which every output then names. Anything else at that place is
+refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from zernel.errors import Problem, ZernelError, fail
+from zernel.multikernel import mounts
+
+DEFAULT_ROOT = Path("/sys/fs/multikernel")
+SIMULATED_ROOT = Path("/run/zernel/multikernel")
+"""Where zernel-multikernel-simulated.service mounts: used when no root is given and no kernel's is
+mounted."""
+MAGIC = 0x6D6B6673
+"""statfs(2) f_type of the kernel's multikernel file system ("mkfs")."""
+SIMULATED_TYPE = "fuse.zernel-simulated"
+_PENDING_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """``overlays/tx_N``: its number, its status (pending, applied, failed or removed), and its overlay."""
+
+    id: int
+    status: str
+    instance: str
+    dtbo: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MultikernelFs:
+    """An open multikernel file system. ``simulated`` says that no kernel is behind it."""
+
+    root: Path
+    simulated: bool
+
+    @property
+    def label(self) -> str | None:
+        """The line that every text output carries when nothing is real."""
+        if not self.simulated:
+            return None
+        return f"SIMULATED: {self.root} is served by 'zernel simulate multikernel', no kernel is behind it"
+
+    # -- reading --------------------------------------------------------------------------------------------
+
+    def baseline(self) -> bytes:
+        """Return the blob of ``device_tree``; empty before the first ``zernel init --apply``."""
+        return self._read(self.root / "device_tree")
+
+    def transactions(self) -> set[int]:
+        """Return the numbers of the transactions there are."""
+        names = self._names(self.root / "overlays")
+        return {int(name[3:]) for name in names if name.startswith("tx_") and name[3:].isdecimal()}
+
+    def transaction(self, number: int) -> Transaction | None:
+        """Return a transaction, or None when it went away. Waits while its status is "pending"."""
+        directory = self.root / "overlays" / f"tx_{number}"
+        deadline = time.monotonic() + _PENDING_SECONDS
+        try:
+            while True:
+                status = self._text(directory / "status")
+                if status != "pending" or time.monotonic() > deadline:
+                    break
+                time.sleep(0.01)
+            return Transaction(
+                number, status, self._text(directory / "instance"), self._read(directory / "dtbo")
+            )
+        except FileNotFoundError:
+            return None
+
+    def instance_names(self) -> list[str]:
+        """Return the names of the instances, sorted."""
+        return sorted(self._names(self.root / "instances"))
+
+    def instance(self, name: str) -> tuple[int, str, bytes]:
+        """Return an instance's id, status and device tree; raises FileNotFoundError when it went away."""
+        directory = self.root / "instances" / name
+        number = self._text(directory / "id")
+        if not number.isdecimal():
+            raise fail(
+                "bad-instance-id",
+                f"The kernel gives no number as the id of '{name}': {number[:20]!r}",
+                suggestion="Check that this kernel's multikernel interface is supported: zernel doctor",
+            )
+        return int(number), self._text(directory / "status"), self._read(directory / "device_tree")
+
+    # -- writing --------------------------------------------------------------------------------------------
+
+    def write_baseline(self, blob: bytes) -> None:
+        """Replace the baseline; raises OSError with the kernel's answer."""
+        self._write(self.root / "device_tree", blob)
+
+    def write_overlay(self, blob: bytes) -> None:
+        """Hand over an overlay; raises OSError when the kernel refuses the write.
+
+        That the write succeeds does not mean that the overlay was applied: its transaction says so.
+        """
+        self._write(self.root / "overlays" / "new", blob)
+
+    def _write(self, path: Path, blob: bytes) -> None:
+        # One write call: the kernel takes a blob whole or not at all. Not Path.write_bytes, which may split
+        # it.
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            written = os.write(descriptor, blob)
+        finally:
+            os.close(descriptor)
+        if written != len(blob):
+            raise OSError(errno.EIO, f"only {written} of {len(blob)} bytes were taken", str(path))
+
+    def _read(self, path: Path) -> bytes:
+        with path.open("rb") as file:
+            return file.read(2 << 20)
+
+    def _text(self, path: Path) -> str:
+        return self._read(path)[:4096].decode(errors="replace").strip("\0\n ")
+
+    def _names(self, directory: Path) -> list[str]:
+        try:
+            return [entry.name for entry in directory.iterdir()]
+        except FileNotFoundError:
+            return []
+
+
+def open_fs() -> MultikernelFs:
+    """Return the multikernel file system of this host.
+
+    ``ZERNEL_MULTIKERNEL_ROOT`` names its root; without it, /sys/fs/multikernel, or else, on a kernel that has
+    no such file system, the simulation's own place. Raises `ZernelError` when there is none.
+    """
+    named = os.environ.get("ZERNEL_MULTIKERNEL_ROOT")
+    # Resolved, as mounts have no other name.
+    root = mounts.resolved(Path(named)) if named else DEFAULT_ROOT
+    found = _recognise(root)
+    if found is None and not named and not _kernel_has_it():
+        # Never beside a kernel that only lacks its mount: then the simulation is not what was meant.
+        found = _recognise(SIMULATED_ROOT)
+    if found is not None:
+        return found
+    raise fail(
+        "not-mounted",
+        f"No multikernel file system at {root}",
+        explanation=_why_not(root),
+        suggestion="On a multikernel kernel: mount -t multikernel none /sys/fs/multikernel",
+        alternative="To try the commands without one: zernel simulate multikernel /run/zernel/multikernel",
+    )
+
+
+def _recognise(root: Path) -> MultikernelFs | None:
+    mount = mounts.mount_at(root)
+    if mount is None or mount.fstype not in ("multikernel", SIMULATED_TYPE):
+        return None
+    try:
+        magic = mounts.filesystem_magic(root)
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
+        raise fail(
+            "simulation-dead",
+            f"The simulation at {root} died and left its mount behind",
+            suggestion=f"Unmount it: umount -l {shlex.quote(str(root))}",
+        ) from error
+    if mount.fstype == "multikernel" and magic != MAGIC:
+        raise fail(
+            "wrong-magic",
+            f"What is mounted at {root} calls itself multikernel and is not",
+            explanation=f"Its magic number is {magic:#x}, the kernel's is {MAGIC:#x}",
+            suggestion="Check which kernel is running: zernel doctor",
+        )
+    return MultikernelFs(root, simulated=mount.fstype != "multikernel")
+
+
+def _why_not(root: Path) -> str:
+    mount = mounts.mount_at(root)
+    if mount is not None:
+        return f"What is mounted there is of type '{mount.fstype}'"
+    if not _kernel_has_it():
+        return "The running kernel has no multikernel support (no 'multikernel' in /proc/filesystems)"
+    return "The running kernel supports it, and it is not mounted"
+
+
+def _kernel_has_it() -> bool:
+    return "multikernel" in Path("/proc/filesystems").read_text(encoding="ascii").split()
+
+
+def labelled(error: ZernelError, fs: MultikernelFs) -> ZernelError:
+    """Return the error with the simulation's label, when nothing is real."""
+    if fs.label is None:
+        return error
+    from dataclasses import replace
+
+    label = fs.label
+
+    def add(problem: Problem) -> Problem:
+        return problem if label in problem.context else replace(problem, context=(*problem.context, label))
+
+    return ZernelError(*(add(problem) for problem in error.problems))

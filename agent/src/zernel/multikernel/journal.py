@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The lock and the journal that make a change to the instances a transaction.
+
+Both stand in ``/var/lib/zernel/multikernel/ROOT`` (``ZERNEL_STATE_DIR`` replaces /var/lib/zernel), one
+directory for each multikernel file system. The lock is flock(2) on a file: the kernel drops it when its
+holder dies, so a file that was left behind means nothing. The journal holds the change in progress, written
+before the kernel is asked and removed after its answer was read; what a killed command left is settled by the
+next one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from zernel.errors import fail
+
+LOCK_SECONDS = 10.0
+"""How long a command waits for another one: a change takes milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A change in progress: ``create`` or ``delete`` of ``instance`` by an overlay of this SHA-256.
+
+    ``before`` are the transactions that there were before the overlay was written.
+    """
+
+    action: str
+    instance: str
+    overlay: str
+    before: tuple[int, ...]
+
+
+class Journal:
+    """The journal of one multikernel file system. Use it under its `lock`."""
+
+    def __init__(self, root: Path) -> None:
+        state = Path(os.environ.get("ZERNEL_STATE_DIR") or "/var/lib/zernel")
+        self.directory = state / "multikernel" / (str(root).strip("/").replace("/", "-") or "root")
+        self.path = self.directory / "journal.json"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the lock; raises `ZernelError` with the holder's pid when it stays taken."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / "lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            _acquire(descriptor, path)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def begin(self, entry: Entry) -> None:
+        """Record a change before the kernel is asked for it; on disk when this returns."""
+        temporary = self.path.with_suffix(".new")
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(asdict(entry), file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.path)
+        self._sync_directory()
+
+    def end(self) -> None:
+        """Forget the change: its outcome was read."""
+        self.path.unlink(missing_ok=True)
+        self._sync_directory()
+
+    def pending(self) -> Entry | None:
+        """Return the change that a command began and did not end, or None."""
+        try:
+            data = json.loads(self.path.read_text(encoding="utf-8"))
+            entry = Entry(data["action"], data["instance"], data["overlay"], tuple(data["before"]))
+            _check(entry)
+            return entry
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise fail(
+                "journal-broken",
+                "The journal of instance changes cannot be read",
+                explanation=f"{self.path}: {error}",
+                suggestion=f"Compare 'zernel show' with what you expect, then remove {self.path}",
+            ) from error
+
+    def _sync_directory(self) -> None:
+        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _check(entry: Entry) -> None:
+    """Raise ValueError unless the entry is one that `Journal.begin` can have written."""
+    if entry.action not in ("create", "delete"):
+        raise ValueError(f"'action' is {entry.action!r}, neither 'create' nor 'delete'")
+    for name, value in (("instance", entry.instance), ("overlay", entry.overlay)):
+        if not isinstance(value, str):
+            raise ValueError(f"'{name}' is {value!r}, no text")
+    if not all(type(number) is int for number in entry.before):
+        raise ValueError("'before' holds something that is no number")
+
+
+def _acquire(descriptor: int, path: Path) -> None:
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+                raise fail(
+                    "locked",
+                    f"Another command is changing the instances: pid {holder}",
+                    explanation=f"It has held {path} for more than {LOCK_SECONDS:.0f} seconds",
+                    suggestion=f"Wait for it, or see what it does: ps -p {holder} -f",
+                ) from None
+            time.sleep(0.02)

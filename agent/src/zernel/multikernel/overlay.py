@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The kernel's formats: baselines and overlays as the multikernel file system takes them, and its answers.
+
+`V1` is the format of the first kernels (kerf 0.1.0): one ``fragment@0`` with ``instance-create`` or
+``instance-remove``, and a flat ``/resources`` with 64-bit CPU numbers and one memory range. A baseline also
+carries the full inventory in a node of our own that the kernel does not look at, so that what the kernel
+holds stays the single source of truth: host-reserved CPUs, totals and topology are read back from it.
+"""
+
+from __future__ import annotations
+
+from zernel.devicetree import fdt
+from zernel.devicetree.interpret import INVENTORY_NODE, interpret
+from zernel.devicetree.model import Cpus, Device, DeviceUse, Instance, Memory, Resources
+from zernel.devicetree.render import resources_node
+from zernel.devicetree.tree import Node, Property, Tree, WrongType
+from zernel.devicetree.units import device_use
+from zernel.errors import fail
+
+OVERLAY_COMPATIBLE = "linux,multikernel-overlay"
+HOST_COMPATIBLE = "linux,multikernel-host"
+
+
+class V1:
+    """The first wire format. A later one gets a class of its own with the same methods."""
+
+    name = "v1"
+
+    def baseline(self, resources: Resources) -> bytes:
+        """Return the blob for ``device_tree``."""
+        pool = Node(
+            "resources",
+            properties=[
+                Property("cpus", (fdt.u64(*resources.cpus.available),)),
+                Property("memory-base", (fdt.u64(resources.memory.pool_base),)),
+                Property("memory-bytes", (fdt.u64(resources.memory.pool_bytes),)),
+            ],
+        )
+        if resources.devices:
+            pool.children.append(Node("devices", children=[_device(device) for device in resources.devices]))
+        inventory = resources_node(resources)
+        inventory.name = INVENTORY_NODE
+        root = Node("/", properties=[Property("compatible", (HOST_COMPATIBLE,))], children=[pool, inventory])
+        return fdt.write(Tree(root))
+
+    def create(self, instance: Instance) -> bytes:
+        """Return the overlay that creates ``instance``."""
+        operation = Node("instance-create", properties=[Property("instance-name", (instance.name,))])
+        if instance.id is not None:
+            operation.properties.append(Property("id", (fdt.u32(instance.id),)))
+        resources = Node(
+            "resources",
+            properties=[
+                Property("cpus", (fdt.u64(*instance.cpus),)),
+                Property("memory-base", (fdt.u64(instance.memory_base),)),
+                Property("memory-bytes", (fdt.u64(instance.memory_bytes),)),
+            ],
+        )
+        if instance.devices:
+            labels = (use.label for use in instance.devices)
+            resources.properties.append(Property("device-names", (fdt.strings(*labels),)))
+        operation.children.append(resources)
+        return _overlay(operation)
+
+    def remove(self, name: str) -> bytes:
+        """Return the overlay that removes the instance called ``name``."""
+        return _overlay(Node("instance-remove", properties=[Property("instance-name", (name,))]))
+
+    def read_baseline(self, blob: bytes) -> tuple[Resources, bool]:
+        """Return the inventory that ``device_tree`` holds, and whether it is the full one.
+
+        A baseline that another program wrote has only the pool: then what the host keeps is what is below the
+        pool and not in it, and the second value is False.
+        """
+        tree = fdt.read(blob, "device_tree")
+        pool = tree.root.child("resources")
+        try:
+            cpus = _numbers(pool, "cpus")
+            (base,), (size,) = _numbers(pool, "memory-base"), _numbers(pool, "memory-bytes")
+        except (WrongType, ValueError):
+            raise fail(
+                "baseline-unknown-format",
+                "The kernel's baseline is in a format that is not understood",
+                explanation="/resources must hold cpus, memory-base and memory-bytes, each in 64 bits",
+                suggestion="Apply a baseline with 'zernel init --input=FILE --apply'",
+            ) from None
+        found = interpret(tree).system if tree.root.child(INVENTORY_NODE) else None
+        if found is not None:
+            inventory = found.resources
+            memory = inventory.memory
+            if inventory.cpus.available == cpus and (memory.pool_base, memory.pool_bytes) == (base, size):
+                return inventory, True
+        return _pool_only(tree, cpus, base, size), False
+
+    def read_instance(self, name: str, number: int, blob: bytes) -> Instance | None:
+        """Return the instance that a blob describes (its ``device_tree``, or the overlay that created it)."""
+        root = fdt.read(blob, f"instances/{name}/device_tree").root
+        resources = _find(root, "resources")
+        if resources is None:
+            return None
+        names = resources.get("device-names")
+        try:
+            cpus = _numbers(resources, "cpus")
+            (base,), (size,) = _numbers(resources, "memory-base"), _numbers(resources, "memory-bytes")
+            uses = [device_use(text) or DeviceUse(text) for text in (names.texts() if names else ())]
+        except (WrongType, ValueError):
+            return None
+        return Instance(name, number, tuple(sorted(cpus)), base, size, tuple(uses))
+
+
+def _overlay(operation: Node) -> bytes:
+    fragment = Node("fragment@0", children=[Node("__overlay__", children=[operation])])
+    compatible = Property("compatible", (OVERLAY_COMPATIBLE,))
+    return fdt.write(Tree(Node("/", properties=[compatible], children=[fragment])))
+
+
+def _device(device: Device) -> Node:
+    node = Node(device.name, properties=[Property("device-type", (device.kind,))])
+    for name, text in (("compatible", device.compatible), ("pci-id", device.pci_id)):
+        if text is not None:
+            node.properties.append(Property(name, (text,)))
+    return node
+
+
+def _numbers(node: Node | None, name: str) -> tuple[int, ...]:
+    found = node.get(name) if node else None
+    if found is None:
+        raise WrongType(f"{name} is missing")
+    return found.wide_numbers()
+
+
+def _find(root: Node, name: str) -> Node | None:
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if node.name == name:
+            return node
+        stack += node.children
+    return None
+
+
+def _pool_only(tree: Tree, cpus: tuple[int, ...], base: int, size: int) -> Resources:
+    total = max(cpus, default=0) + 1
+    reserved = tuple(sorted(set(range(total)).difference(cpus)))
+    container = _find(tree.root, "devices")
+    devices = tuple(Device(node.name, "device") for node in (container.children if container else ()))
+    return Resources(
+        Cpus(total, reserved, tuple(sorted(cpus))), Memory(base + size, base, base, size), devices
+    )

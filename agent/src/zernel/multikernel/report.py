@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Texts and data of the multikernel commands; the words are the kerf document's."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from zernel.devicetree.model import Device, Instance, Resources
+from zernel.devicetree.units import format_cpus, format_size
+from zernel.devicetree.validate import is_valid
+from zernel.errors import Problem
+
+TYPE_CHECKING = False  # as typing's, whose import would cost a tenth of 'zernel init --report'
+if TYPE_CHECKING:
+    from typing import Any
+
+_TITLE = "Multikernel Device Tree Validation Report"
+
+
+def validation_report(resources: Resources | None, problems: list[Problem]) -> str:
+    """Return the document's validation report as text."""
+    lines = [_TITLE, "=" * (len(_TITLE) + 1)]
+    lines += [f"Status: {'✓ VALID' if is_valid(problems) else '✗ INVALID'}", ""]
+    if resources is not None and is_valid(problems):
+        lines += [*inventory_lines(resources), ""]
+    for problem in problems:
+        lines += [problem.render(), ""]
+    lines += verdict(problems)
+    return "\n".join(lines)
+
+
+def verdict(problems: list[Problem]) -> list[str]:
+    """Return the closing lines of a validation."""
+    if is_valid(problems):
+        return ["✓ Baseline validation passed"]
+    errors = sum(problem.severity != "WARNING" for problem in problems)
+    return [f"✗ Validation failed with {errors} error{'s' * (errors != 1)}"]
+
+
+def inventory_lines(resources: Resources) -> list[str]:
+    """Return the hardware inventory in the document's form."""
+    cpus, memory = resources.cpus, resources.memory
+    categories = Counter(device.category for device in resources.devices)
+    reserved_share = _percent(memory.host_reserved_bytes, memory.total_bytes)
+    pool_share = _percent(memory.pool_bytes, memory.total_bytes)
+    devices = ", ".join(f"{count} {category}" for category, count in categories.items())
+    return [
+        "Hardware Inventory:",
+        f"  CPUs: {cpus.total} total",
+        f"    Host reserved: {_cpu_share(cpus.host_reserved, cpus.total)}",
+        f"    Memory pool: {_cpu_share(cpus.available, cpus.total)}",
+        f"  Memory: {format_size(memory.total_bytes)} total",
+        f"    Host reserved: {format_size(memory.host_reserved_bytes)} ({reserved_share})",
+        f"    Memory pool: {format_size(memory.pool_bytes)} at {memory.pool_base:#x} ({pool_share})",
+        f"  Devices: {devices or 'none'}",
+        *([f"  NUMA nodes: {len(resources.numa_nodes)}"] if resources.numa_nodes else []),
+    ]
+
+
+def inventory_details(resources: Resources) -> list[str]:
+    """Return one line for each device and each NUMA node, for ``--verbose``."""
+    lines = []
+    for device in resources.devices:
+        parts = [device.kind, device.compatible or "", device.pci_id or ""]
+        if device.sriov_vfs is not None:
+            parts.append(f"VFs {format_cpus(device.available_vfs)} of {device.sriov_vfs}")
+        if device.namespaces is not None:
+            parts.append(f"namespaces {format_cpus(device.available_ns)} of {device.namespaces}")
+        lines.append(f"    {device.name}: {', '.join(part for part in parts if part)}")
+    for node in resources.numa_nodes:
+        size = f"{format_size(node.memory_size)} at {node.memory_base:#x}"
+        lines.append(f"    NUMA node {node.node_id}: CPUs {format_cpus(node.cpus)}, {size}")
+    return lines
+
+
+def _cpu_share(cpus: tuple[int, ...], total: int) -> str:
+    return f"{format_cpus(cpus)} ({len(cpus)} CPU{'s' * (len(cpus) != 1)}, {_percent(len(cpus), total)})"
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{round(100 * part / whole) if whole else 0}%"
+
+
+def instance_lines(instance: Instance, status: str | None) -> list[str]:
+    """Return an instance as text."""
+    lines = [f"Instance {instance.name}" + (f" ({status})" if status else "")]
+    lines.append(f"  ID: {instance.id}")
+    lines.append(f"  CPUs: {format_cpus(instance.cpus)} ({len(instance.cpus)})")
+    lines.append(f"  Memory: {format_size(instance.memory_bytes)} at {instance.memory_base:#x}")
+    if instance.devices:
+        lines.append(f"  Devices: {', '.join(map(str, instance.devices))}")
+    return lines
+
+
+# -- data ---------------------------------------------------------------------------------------------------
+
+
+def report_data(
+    resources: Resources | None, instances: tuple[Instance, ...], problems: list[Problem]
+) -> dict[str, Any]:
+    """Return the report for JSON and YAML: the stable form of ``zernel init --report``."""
+    suggestions = dict.fromkeys(problem.suggestion for problem in problems if problem.suggestion)
+    return {
+        "status": "valid" if is_valid(problems) else "invalid",
+        "errors": [problem.as_dict() for problem in problems if problem.severity != "WARNING"],
+        "warnings": [problem.as_dict() for problem in problems if problem.severity == "WARNING"],
+        "suggestions": list(suggestions),
+        "hardware": hardware_data(resources) if resources else None,
+        "instances": {instance.name: instance_data(instance) for instance in instances},
+    }
+
+
+def hardware_data(resources: Resources) -> dict[str, Any]:
+    """Return the inventory for JSON and YAML."""
+    cpus, memory = resources.cpus, resources.memory
+    return {
+        "cpus": {
+            "total": cpus.total,
+            "host_reserved": list(cpus.host_reserved),
+            "available": list(cpus.available),
+        },
+        "memory": {
+            "total_bytes": memory.total_bytes,
+            "host_reserved_bytes": memory.host_reserved_bytes,
+            "memory_pool_base": memory.pool_base,
+            "memory_pool_bytes": memory.pool_bytes,
+        },
+        "devices": {device.name: _device_data(device) for device in resources.devices},
+        "topology": {
+            "numa_nodes": [
+                {
+                    "node_id": node.node_id,
+                    "memory_base": node.memory_base,
+                    "memory_size": node.memory_size,
+                    "cpus": list(node.cpus),
+                }
+                for node in resources.numa_nodes
+            ]
+        },
+    }
+
+
+def _device_data(device: Device) -> dict[str, Any]:
+    return {
+        "type": device.kind,
+        "compatible": device.compatible,
+        "pci_id": device.pci_id,
+        "sriov_vfs": device.sriov_vfs,
+        "host_reserved_vf": list(device.host_reserved_vf),
+        "available_vfs": list(device.available_vfs),
+        "namespaces": device.namespaces,
+        "host_reserved_ns": list(device.host_reserved_ns),
+        "available_ns": list(device.available_ns),
+    }
+
+
+def instance_data(instance: Instance, status: str | None = None) -> dict[str, Any]:
+    """Return an instance for JSON and YAML; ``status`` is the kernel's word for it, where there is one."""
+    return {
+        "name": instance.name,
+        "id": instance.id,
+        "status": status,
+        "cpus": list(instance.cpus),
+        "memory_base": instance.memory_base,
+        "memory_bytes": instance.memory_bytes,
+        "devices": [str(use) for use in instance.devices],
+    }

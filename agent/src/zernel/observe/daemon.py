@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""zerneld: loads the probes, keeps them attached to what appears, and serves their figures."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zernel import __version__, service, streams
+from zernel.config import load
+from zernel.errors import ZernelError, fail
+from zernel.gpu import libcuda
+from zernel.observe.config import DEFAULT_PATH, Config, default_file
+
+if TYPE_CHECKING:
+    from zernel.metrics import MetricsServer
+
+log = logging.getLogger("zernel.observe")
+
+# Share of one CPU that looking through processes may take; the rest of a round waits for the next turn.
+_SCAN_SHARE = 0.1
+_FIRST_SCAN_S = 2.0
+
+
+def main() -> int:
+    """Run the program and return its exit status."""
+    args = _parser().parse_args()
+    return service.main(lambda: _run(args))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="zerneld", description="Zernel's observability daemon: eBPF probes, served to Prometheus."
+    )
+    parser.add_argument("--config", type=Path, help=f"the settings (default: {DEFAULT_PATH}, if it exists)")
+    act = parser.add_mutually_exclusive_group()
+    act.add_argument("--check-config", action="store_true", help="check the settings and exit")
+    act.add_argument("--dump-config", action="store_true", help="print the default settings and exit")
+    parser.add_argument("--version", action="version", version=f"zerneld {__version__}")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.dump_config:
+        streams.write(default_file())
+        return 0
+    path: Path = args.config or DEFAULT_PATH
+    config = load(Config, path, required=args.config is not None)
+    if args.check_config:
+        streams.write(f"{path}: valid\n" if path.exists() else f"{path}: not there; the defaults hold\n")
+        return 0
+    service.setup_logging("zerneld")
+    _preflight()
+    # Before any thread starts: see Service.
+    manager = service.Service()
+    with _Daemon(config, path, required=args.config is not None) as daemon:
+        daemon.serve(manager)
+    return 0
+
+
+def _preflight() -> None:
+    """Refuse what cannot work, with the reason.
+
+    :raises ZernelError: not root, or a kernel without type information.
+    """
+    if os.geteuid() != 0:
+        raise fail(
+            "not-root",
+            "zerneld needs root",
+            explanation="BPF programs need CAP_BPF and CAP_PERFMON, finding libraries needs CAP_SYS_PTRACE",
+            suggestion="Run 'systemctl start zerneld', or run it with sudo",
+        )
+    if not Path("/sys/kernel/btf/vmlinux").exists():
+        raise fail(
+            "no-btf",
+            "This kernel has no BTF type information",
+            explanation="/sys/kernel/btf/vmlinux does not exist; the probes cannot be fitted to the kernel",
+            suggestion="Boot a Debian kernel, or build yours with CONFIG_DEBUG_INFO_BTF=y",
+        )
+
+
+class _Daemon:
+    """What runs between start and stop, and what a reload replaces."""
+
+    def __init__(self, config: Config, path: Path, *, required: bool) -> None:
+        # Imported here: --check-config and --dump-config need neither libbpf nor prometheus_client.
+        from zernel.observe.collector import Collector
+        from zernel.observe.gpu_mem import GpuMemory
+
+        self._config = config
+        self._path = path
+        self._required = required
+        self._stats_fd: int | None = None
+        self._scan = libcuda.ProcessScan()
+        self._last_unavailable: str | None = ""
+        # Why the file's settings are not, or not all, in use.
+        self._not_in_use: str | None = None
+        self._probe_settings = config.gpu_mem
+        self._probe = GpuMemory(config.gpu_mem)
+        try:
+            self._collector = Collector(self._probe, cost_measured=False)
+            self._measure_cost(config.probes.measure_cost)
+            self._server = self._listen(config.prometheus.port)
+        except BaseException:
+            self._probe.close()
+            raise
+
+    def __enter__(self) -> _Daemon:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.close()
+        self._probe.close()
+        self._measure_cost(False)
+
+    def _listen(self, port: int) -> MetricsServer:
+        from zernel.metrics import MetricsServer
+
+        return MetricsServer(
+            port, self._collector, lambda: None, setting=f"port in [prometheus] of {self._path}"
+        )
+
+    def serve(self, manager: service.Service) -> None:
+        """Work until told to stop."""
+        self._scan.start()
+        self._look(_FIRST_SCAN_S)
+        manager.ready(self._status())
+        log.info("serving http://127.0.0.1:%d/metrics", self._server.port)
+        while True:
+            wake = manager.wait(self._config.discovery.interval_s)
+            if wake is service.Wake.STOP:
+                manager.stopping()
+                log.info("stopping")
+                return
+            if wake is service.Wake.RELOAD:
+                manager.reloading()
+                self._reload()
+                manager.ready(self._status())
+                continue
+            self._scan.start()
+            self._look(self._config.discovery.interval_s * _SCAN_SHARE)
+            manager.status(self._status())
+
+    def _look(self, budget_s: float) -> None:
+        """Go on with the round through the processes; at its end, attach to what is there."""
+        found = self._scan.step(budget_s)
+        if found is None:
+            return
+        self._probe.follow(libcuda.with_installed(found), self._config.discovery.max_libraries)
+        unavailable = self._probe.unavailable
+        if unavailable != self._last_unavailable:
+            if unavailable:
+                log.warning("gpu_mem unavailable: %s", unavailable, extra={"ZERNEL_PROBE": "gpu_mem"})
+            self._last_unavailable = unavailable
+
+    def _status(self) -> str:
+        """Return the line for ``systemctl status``: first what a person should act on."""
+        return "; ".join(filter(None, (self._not_in_use, self._probe_status())))
+
+    def _probe_status(self) -> str:
+        unavailable = self._probe.unavailable
+        if unavailable:
+            return f"gpu_mem unavailable: {unavailable}"
+        number = len(self._probe.libraries)
+        return f"gpu_mem attached to {number} librar{'y' if number == 1 else 'ies'}"
+
+    def _reload(self) -> None:
+        """Take over the file's settings, and remember what keeps them from being in use."""
+        self._not_in_use = self._take_over()
+        self._collector.settings_in_use = self._not_in_use is None
+
+    def _take_over(self) -> str | None:
+        """Take over the file's settings; keep the ones in use when the file, or its port, does not work.
+
+        Return why some are not in use now, None when all are.
+        """
+        try:
+            new = load(Config, self._path, required=self._required)
+            if new.prometheus.port != self._config.prometheus.port:
+                server = self._listen(new.prometheus.port)
+                self._server.close()
+                self._server = server
+        except ZernelError as error:
+            for problem in error.problems:
+                log.error("settings not reloaded, the old ones hold: %s", problem.render())
+            # One line: the error may quote the file.
+            return " ".join(f"settings NOT reloaded: {error}".split())
+        self._measure_cost(new.probes.measure_cost)
+        self._config = new
+        log.info("settings reloaded from %s", self._path)
+        if new.gpu_mem == self._probe_settings:
+            return None
+        # Not done here: new tables are empty, so running jobs would from then on seem to hold too little.
+        log.warning("[gpu_mem] of %s changed: restart zerneld to apply it", self._path)
+        return "[gpu_mem] settings NOT applied: restart zerneld"
+
+    def _measure_cost(self, wanted: bool) -> None:
+        """Have the kernel count BPF runs, or stop it. Without the right to, run without that figure."""
+        from zernel.bpf import enable_run_stats
+
+        if wanted and self._stats_fd is None:
+            try:
+                self._stats_fd = enable_run_stats()
+            except ZernelError as error:
+                log.warning("probe cost is not measured: %s", error.problems[0].category)
+        elif not wanted and self._stats_fd is not None:
+            os.close(self._stats_fd)
+            self._stats_fd = None
+        self._collector.cost_measured = self._stats_fd is not None
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What /etc/zernel/scheduler.toml may say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from zernel.config import dump, option, table
+
+DEFAULT_PATH = Path("/etc/zernel/scheduler.toml")
+HEADING = """Settings of zernel-scheduler, Zernel's CPU scheduler (sched_ext).
+
+Every setting is shown with its default. Apply a change with 'systemctl reload zernel-scheduler';
+check it first with 'zernel-scheduler --check-config'."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduler:
+    """How the BPF scheduler runs tasks."""
+
+    slice_us: int = option(
+        3000,
+        "How long a task runs before another that waits gets its turn, in microseconds. Longer means fewer "
+        "switches and warmer caches; shorter means that a task which wakes while all CPUs are busy waits "
+        "less. The kernel looks at it on its timer tick: below the tick (4000 at HZ=250) less changes "
+        "nothing. A change replaces the running scheduler: for a moment the kernel's own runs the tasks.",
+        minimum=500,
+        maximum=100_000,
+    )
+    watchdog_timeout_ms: int = option(
+        10_000,
+        "The kernel ends the scheduler, and its own takes over, when a task that could run has waited so "
+        "long, in milliseconds. A change replaces the running scheduler.",
+        minimum=1000,
+        maximum=30_000,  # SCX_WATCHDOG_MAX_TIMEOUT of the kernel
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Numa:
+    """NUMA nodes."""
+
+    enabled: bool = option(
+        True,
+        "Keep tasks on the CPUs of their NUMA node while it has free ones, with a queue for each node. When "
+        "false, all CPUs are treated alike. A change replaces the running scheduler.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """What others can see."""
+
+    metrics_port: int = option(
+        9093,
+        "TCP port of the metrics (Prometheus) on 127.0.0.1: /metrics, /-/healthy and /-/ready.",
+        minimum=1,
+        maximum=65535,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The whole file."""
+
+    scheduler: Scheduler = table(Scheduler)
+    numa: Numa = table(Numa)
+    telemetry: Telemetry = table(Telemetry)
+
+
+def default_file() -> str:
+    """Return the file that the package installs."""
+    return dump(Config(), HEADING)

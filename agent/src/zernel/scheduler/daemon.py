@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""zernel-scheduler: loads the BPF scheduler, keeps watch over it, and serves its metrics.
+
+The scheduler lives as long as this process: when the process ends, however it ends, the kernel detaches
+the scheduler and runs every task with its own again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zernel import __version__, service, streams
+from zernel.config import load
+from zernel.errors import ZernelError
+from zernel.scheduler.config import DEFAULT_PATH, Config, default_file
+
+if TYPE_CHECKING:
+    from zernel.metrics import MetricsServer
+    from zernel.scheduler.kernel import Exit
+    from zernel.scheduler.loader import LoadedScheduler
+
+log = logging.getLogger("zernel.scheduler")
+
+# How often to look whether the kernel ended the scheduler.
+POLL_SECONDS = 0.5
+
+# CPUs that come and go make the kernel ask for a new load. More often than this in a minute is no hotplug.
+MAX_RESTARTS_PER_MINUTE = 10
+
+
+def main() -> int:
+    """Run the program and return its exit status."""
+    args = _parser().parse_args()
+    return service.main(lambda: run(args))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="zernel-scheduler", description="Zernel's CPU scheduler for machine learning (sched_ext)."
+    )
+    parser.add_argument("--config", type=Path, help=f"the settings (default: {DEFAULT_PATH}, if it exists)")
+    act = parser.add_mutually_exclusive_group()
+    act.add_argument("--check-config", action="store_true", help="check the settings and exit")
+    act.add_argument("--dump-config", action="store_true", help="print the default settings and exit")
+    parser.add_argument("--version", action="version", version=f"zernel-scheduler {__version__}")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the arguments say and return the exit status."""
+    if args.dump_config:
+        streams.write(default_file())
+        return 0
+    path: Path = args.config or DEFAULT_PATH
+    required = args.config is not None
+    config = load(Config, path, required=required)
+    if args.check_config:
+        streams.write(f"{path}: valid\n" if path.exists() else f"{path}: not there; the defaults hold\n")
+        return 0
+    service.setup_logging("zernel-scheduler")
+    # Before any thread starts: see Service.
+    manager = service.Service()
+    with Daemon(config, path, required=required) as daemon:
+        return daemon.serve(manager)
+
+
+class Daemon:
+    """What runs between start and stop."""
+
+    def __init__(self, config: Config, path: Path, *, required: bool) -> None:
+        # Imported here: --check-config and --dump-config need neither libbpf nor prometheus_client.
+        from zernel.scheduler.loader import load_checked
+        from zernel.scheduler.status import Status
+
+        self._config = config
+        self._path = path
+        self._required = required
+        self._load = load_checked
+        self._restarts: list[float] = []
+        self._server: MetricsServer | None = None
+        self._scheduler: LoadedScheduler | None = None
+        self._status = Status()
+        try:
+            # The scheduler comes before what serves its metrics, whose import takes longer than loading it.
+            # But a port that is taken must not first make the host change its scheduler back and forth.
+            if _free(config.telemetry.metrics_port):
+                self._start(config)
+            self._server = self._listen(config.telemetry.metrics_port)
+            if self._scheduler is None:
+                self._start(config)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Daemon:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop serving, and return the host to the kernel's own scheduler."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        self._unload()
+
+    def serve(self, manager: service.Service) -> int:
+        """Work until told to stop or until the kernel ends the scheduler; return the exit status."""
+        manager.ready(self._state())
+        while True:
+            wake = manager.wait(POLL_SECONDS)
+            if wake is service.Wake.STOP:
+                manager.stopping()
+                log.info("stopping: the kernel's own scheduler takes over")
+                return 0
+            if wake is service.Wake.RELOAD:
+                manager.reloading()
+                self._reload()
+                manager.ready(self._state())
+            ended = self._scheduler.exit() if self._scheduler is not None else None
+            if ended is None:
+                continue
+            self._report(ended)
+            if not (ended.restart and self._may_restart()):
+                manager.stopping()
+                return self._exit_status(ended)
+            self._unload()
+            self._start(self._config)
+
+    def _listen(self, port: int) -> MetricsServer:
+        from zernel.metrics import MetricsServer
+        from zernel.scheduler.collector import Collector
+
+        setting = f"metrics_port in [telemetry] of {self._path}"
+        return MetricsServer(port, Collector(self._status), self._not_ready, setting=setting)
+
+    def _not_ready(self) -> str | None:
+        """Return why the scheduler does not run the host's tasks, None if it does (for /-/ready)."""
+        running = self._status.snapshot().running
+        return None if running is not None and running.enabled() else "the scheduler is not enabled"
+
+    def _start(self, config: Config) -> None:
+        scheduler = self._scheduler = self._load(config)
+        self._status.loaded(scheduler)
+        seconds = scheduler.load_seconds + scheduler.attach_seconds
+        log.info(
+            "enabled; loading and attaching took %.2f s", seconds, extra={"ZERNEL_LOAD_SECONDS": seconds}
+        )
+
+    def _unload(self) -> None:
+        scheduler, self._scheduler = self._scheduler, None
+        if scheduler is not None:
+            # First out of the metrics, which other threads read, then out of the kernel.
+            self._status.unloading()
+            scheduler.close()
+
+    def _state(self) -> str:
+        return f"enabled; metrics on 127.0.0.1:{self._server.port}" if self._server else "enabled"
+
+    def _report(self, ended: Exit) -> None:
+        self._status.ended(ended)
+        level = logging.WARNING if ended.restart else logging.ERROR
+        extra = {
+            "ZERNEL_EXIT_KIND": ended.kind,
+            "ZERNEL_EXIT_CODE": ended.code,
+            "ZERNEL_EXIT_REASON": ended.reason,
+        }
+        log.log(level, "the kernel ended the scheduler (%s): %s", ended.cause, ended.sentence(), extra=extra)
+        if ended.failed and ended.dump:
+            log.error("the kernel's dump of the scheduler:\n%s", ended.dump, extra=extra)
+
+    def _exit_status(self, ended: Exit) -> int:
+        """Return 0 where a person asked for the end: systemd then does not start the service again."""
+        from zernel.scheduler.kernel import EXIT_SYSRQ
+
+        if ended.kind == EXIT_SYSRQ:
+            log.warning("ended by a person with sysrq-S: staying off until the service is started again")
+            return 0
+        return 1
+
+    def _may_restart(self) -> bool:
+        now = time.monotonic()
+        self._restarts = [then for then in self._restarts if now - then < 60] + [now]
+        return len(self._restarts) <= MAX_RESTARTS_PER_MINUTE
+
+    def _reload(self) -> None:
+        """Take over the file's settings; when it is bad, or they do not work, keep those in use."""
+        old = self._config
+        try:
+            new = load(Config, self._path, required=self._required)
+            server = None
+            if new.telemetry.metrics_port != old.telemetry.metrics_port:
+                server = self._listen(new.telemetry.metrics_port)
+            try:
+                if (new.scheduler, new.numa) != (old.scheduler, old.numa):
+                    self._replace(new)
+            except BaseException:
+                if server is not None:
+                    server.close()
+                raise
+        except ZernelError as error:
+            for problem in error.problems:
+                log.error("settings not reloaded, the old ones hold: %s", problem.render())
+            if self._scheduler is None:
+                raise
+            return
+        if server is not None and self._server is not None:
+            self._server.close()
+            self._server = server
+        self._config = new
+        log.info("settings reloaded from %s", self._path)
+
+    def _replace(self, config: Config) -> None:
+        """Load the scheduler with other settings; on failure load it with the old ones again."""
+        self._unload()
+        try:
+            self._start(config)
+        except ZernelError:
+            self._start(self._config)
+            raise
+
+
+def _free(port: int) -> bool:
+    """Tell whether the port can be bound now, as the metrics server will."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Loads bpf/sched.bpf.c, attaches it, and reads what it tells.
+
+The contract with the BPF side is the names of its constants, maps and struct members: their places come
+from the object's own type information, so nothing is written down twice.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+from zernel.bpf import BpfObject, Btf, Link, object_path
+from zernel.bpf.btf import STRUCT
+from zernel.errors import ZernelError, fail
+from zernel.scheduler import kernel, support, topology
+from zernel.scheduler.config import Config
+from zernel.scheduler.topology import Topology
+
+OPS_NAME = "zernel"
+"""The scheduler's name in /sys/kernel/sched_ext/root/ops."""
+
+# Constant of sched.bpf.c: the kernel's enumerator that it is set to.
+_KERNEL_CONSTANTS = {
+    "scx_dsq_local": "SCX_DSQ_LOCAL",
+    "scx_enq_wakeup": "SCX_ENQ_WAKEUP",
+    "scx_kick_idle": "SCX_KICK_IDLE",
+    "scx_pick_idle_core": "SCX_PICK_IDLE_CORE",
+}
+_ENABLE_TIMEOUT_S = 5.0
+_DISABLE_TIMEOUT_S = 5.0
+_HOTPLUG_ATTEMPTS = 5
+_ONLY = bytes(4)  # the key of a map with one entry
+
+
+class LoadedScheduler:
+    """The scheduler in the kernel. Closing it returns the host to the kernel's own scheduler."""
+
+    def __init__(self, obj: BpfObject, link: Link, load_seconds: float, attach_seconds: float) -> None:
+        self._object = obj
+        self._link = link
+        self._counters = _layout(obj.btf, "counters")
+        self._record = _layout(obj.btf, "exit_record")
+        # Scrapes read the counters from other threads; what they read must not be freed meanwhile.
+        self._lock = threading.Lock()
+        self._last = dict.fromkeys(self._counters, 0)
+        self.load_seconds = load_seconds
+        self.attach_seconds = attach_seconds
+
+    @classmethod
+    def load(cls, config: Config, host: Topology, btf: Btf, path: Path | None = None) -> Self:
+        """Load the object ``path`` (default: where it is installed) and hand the CPUs to it.
+
+        :param btf: the running kernel's type information.
+
+        :raises ZernelError: if the kernel refuses it, or ends it at once.
+        """
+        if not config.numa.enabled:
+            host = host.flattened()
+        sequence = kernel.hotplug_sequence()
+        obj = BpfObject.open(path or object_path("sched"))
+        try:
+            _configure(obj, config, host, btf, sequence)
+            started = time.monotonic()
+            obj.load()
+            loaded = time.monotonic()
+            _fill(obj, host)
+            link = obj.attach_struct_ops("zernel_ops")
+            self = cls(obj, link, loaded - started, time.monotonic() - loaded)
+            self._wait_until_enabled()
+        except BaseException:
+            obj.close()
+            raise
+        return self
+
+    def counters(self) -> dict[str, int]:
+        """Return the sums over all CPUs of what ``struct counters`` of sched.bpf.c counts.
+
+        Once the scheduler is closed, its last values.
+        """
+        with self._lock:
+            if self._link.closed:
+                return self._last
+            values = self._object.map("counters").lookup_percpu(_ONLY) or []
+            sums = {
+                name: sum(struct.unpack_from("<Q", value, offset)[0] for value in values)
+                for name, (offset, _) in self._counters.items()
+            }
+            # A task may join on one CPU and leave on another: only the sum, which wraps, has a meaning.
+            self._last = {name: value % (1 << 64) for name, value in sums.items()}
+            return self._last
+
+    def enabled(self) -> bool:
+        """Tell whether it is attached and the kernel has not ended it."""
+        with self._lock:
+            return not self._link.closed and self.exit() is None
+
+    def exit(self) -> kernel.Exit | None:
+        """Return why the kernel ended the scheduler, or None while it runs; not once it is closed."""
+        record = self._object.bss("exit_record")
+        if not _integer(record, self._record["kind"]):
+            return None
+        # The kind is written last: only a copy made after seeing it is whole.
+        record = self._object.bss("exit_record")
+        code = _integer(record, self._record["code"])
+        texts = {name: _text(record, self._record[name]) for name in ("reason", "message", "dump")}
+        return kernel.Exit(_integer(record, self._record["kind"]), code, **texts)
+
+    def close(self) -> None:
+        """Detach and wait until the kernel's own scheduler runs every task again."""
+        if self._link.closed:
+            return
+        self.counters()
+        with self._lock:
+            self._link.close()
+            _wait(lambda: kernel.state() in ("disabled", None), _DISABLE_TIMEOUT_S)
+            self._object.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _wait_until_enabled(self) -> None:
+        """A refusal in init() or during the switch comes after attaching, as an exit."""
+        _wait(lambda: kernel.state() == "enabled" or self.exit() is not None, _ENABLE_TIMEOUT_S)
+        ended = self.exit()
+        if ended is None and kernel.state() == "enabled":
+            return
+        if ended is not None and ended.restart:
+            raise _Superseded
+        raise fail(
+            "scheduler-refused",
+            "The kernel did not take the scheduler",
+            subject="scheduler",
+            explanation=ended.sentence() if ended else f"its state is '{kernel.state()}'",
+            suggestion="'journalctl -k -g sched_ext' shows what the kernel says about it",
+        )
+
+
+def _configure(obj: BpfObject, config: Config, host: Topology, btf: Btf, hotplug_sequence: int) -> None:
+    for constant, enumerator in _KERNEL_CONSTANTS.items():
+        value = btf.enum_value(enumerator)
+        if value is None:
+            raise fail(
+                "kernel-constant",
+                f"This kernel's sched_ext has no {enumerator}",
+                subject="scheduler",
+                explanation="The scheduler knows sched_ext as of Linux 6.12 to 7.3",
+                suggestion="Boot one of these kernels, or upgrade zernel-agent",
+            )
+        obj.set_rodata(constant, value)
+    obj.set_rodata("slice_ns", config.scheduler.slice_us * 1000)
+    obj.set_rodata("nr_cpus", host.nr_cpus)
+    obj.set_rodata("nr_nodes", len(host.nodes))
+    obj.set_rodata("smt", host.smt)
+    obj.map("cpus").set_max_entries(host.nr_cpus)
+    obj.map("nodes").set_max_entries(len(host.nodes))
+    ops = ("zernel_ops", "sched_ext_ops")
+    obj.set_struct_ops_member(*ops, "timeout_ms", config.scheduler.watchdog_timeout_ms)
+    # The kernel refuses the scheduler if a CPU came or went since: its map of CPUs would be wrong.
+    obj.set_struct_ops_member(*ops, "hotplug_seq", hotplug_sequence)
+    # 7.1 has SCX_ENQ_IMMED, which replaces the operation cpu_release; 7.2 warns about the latter.
+    if immediate := btf.enum_value("SCX_ENQ_IMMED"):
+        obj.set_rodata("scx_enq_immed", immediate)
+        obj.set_struct_ops_member(*ops, "cpu_release", 0)
+
+
+def _fill(obj: BpfObject, host: Topology) -> None:
+    """Tell the scheduler each CPU's node and each node's number; all else starts at zero."""
+    nodes, cpus = obj.map("nodes"), obj.map("cpus")
+    node_layout, cpu_layout = _layout(obj.btf, "node"), _layout(obj.btf, "cpu")
+    for index, number in enumerate(host.nodes):
+        value = bytearray(nodes.value_size)
+        struct.pack_into("<i", value, node_layout["numa_id"][0], number)
+        nodes.update(index.to_bytes(4, "little"), bytes(value))
+    for cpu, node in enumerate(host.node_of_cpu):
+        value = bytearray(cpus.value_size)
+        struct.pack_into("<I", value, cpu_layout["node"][0], node)
+        cpus.update(cpu.to_bytes(4, "little"), bytes(value))
+
+
+def _layout(btf: Btf, name: str) -> dict[str, tuple[int, int]]:
+    """Return member → (offset, size) of a struct of the object."""
+    type_id = btf.find(name, STRUCT)
+    if type_id is None:
+        raise KeyError(f"the object has no struct {name}")
+    return {key: (member.offset, btf.size(member.type_id)) for key, member in btf.members(type_id).items()}
+
+
+def _integer(data: bytes, place: tuple[int, int]) -> int:
+    return int.from_bytes(data[place[0] : place[0] + place[1]], "little")
+
+
+def _text(data: bytes, place: tuple[int, int]) -> str:
+    return data[place[0] : place[0] + place[1]].split(b"\0", 1)[0].decode("utf-8", "replace")
+
+
+def _wait(done: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not done() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def load_checked(config: Config) -> LoadedScheduler:
+    """Check the host, then load the scheduler on it.
+
+    :raises ZernelError: with every reason why this host cannot run it.
+    """
+    try:
+        btf = Btf.of_kernel()
+    except ZernelError:
+        btf = None  # check() tells it, among the other reasons
+    problems = support.check(btf=btf)
+    if problems or btf is None:
+        raise ZernelError(*problems)
+    for _ in range(_HOTPLUG_ATTEMPTS):
+        try:
+            return LoadedScheduler.load(config, topology.read(), btf)
+        except _Superseded:
+            _wait(lambda: kernel.state() == "disabled", _DISABLE_TIMEOUT_S)
+    raise fail(
+        "scheduler-hotplug",
+        "CPUs keep coming and going while the scheduler is loaded",
+        subject="scheduler",
+        explanation=f"{_HOTPLUG_ATTEMPTS} attempts were ended by it",
+        suggestion="Start the service again once the CPUs that the host uses are settled",
+    )
+
+
+class _Superseded(Exception):
+    """A CPU came or went between reading the topology and enabling: the map of CPUs is wrong."""

@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Virtual time: what CPU time costs a task, and where in a queue it joins. */
+#pragma once
+
+#include "sched_state.h"
+
+/*
+ * Can this task run on its present CPU only? Before 6.18 every BPF program disables migration while it
+ * runs, so a count of 1 says nothing about the current task: it is then taken as free to move, which is
+ * safe, since the kernel never moves a task that cannot be.
+ */
+static __always_inline bool is_bound(const struct task_struct *p)
+{
+	if (p->nr_cpus_allowed == 1)
+		return true;
+	if (p->migration_disabled == 1)
+		return (u64)p != bpf_get_current_task();
+	return p->migration_disabled;
+}
+
+/* Virtual time that `ns` of CPU time cost the task. */
+static __always_inline u64 charge(const struct task_struct *p, u64 ns)
+{
+	return ns * WEIGHT_OF_NICE_0 / p->scx.weight;
+}
+
+/*
+ * The clock's time. It follows the tasks that start, but never runs slower than 1/CLOCK_DIVISOR of real time,
+ * however many tasks of whatever weight wait. Since nothing joins a queue behind its clock by more than a
+ * slice (below), this bounds every wait: a task of the lowest weight joins 100 slices ahead at most, and is
+ * among the first 8 * 100 slices later (2.4 s), also next to tasks of 8,800 times its weight.
+ *
+ * CPUs race for the clock. set_at is written first and read last: at worst a reader is a little behind.
+ */
+static __always_inline u64 clock_time(const volatile struct clock *clock)
+{
+	u64 vtime = clock->vtime;
+	s64 passed = bpf_ktime_get_ns() - clock->set_at;
+
+	return passed > 0 ? vtime + passed / CLOCK_DIVISOR : vtime;
+}
+
+static __always_inline void clock_advance(volatile struct clock *clock, u64 vtime)
+{
+	if (before(clock_time(clock), vtime)) {
+		clock->set_at = bpf_ktime_get_ns();
+		clock->vtime = vtime;
+	}
+}
+
+/*
+ * Return `vtime`, of task p, brought near the clock of the queue that it joins.
+ *
+ * Not more than a slice behind, so that sleeping earns one slice at most; for a heavy task, what a slice
+ * costs it, since its virtual time passes slowly and others of its kind would wait long for it. Not further
+ * ahead than a slice costs it, so that a task from a queue with another clock does not wait for that
+ * difference.
+ */
+static __always_inline u64 settled(const struct task_struct *p, u64 vtime, const struct clock *clock)
+{
+	u64 now = clock_time(clock);
+	u64 cost = charge(p, slice_ns);
+	u64 earliest = now - (cost < slice_ns ? cost : slice_ns);
+	u64 latest = now + cost;
+
+	if (before(vtime, earliest))
+		return earliest;
+	if (before(latest, vtime))
+		return latest;
+	return vtime;
+}

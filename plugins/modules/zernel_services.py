@@ -1,0 +1,194 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: (c) The Zernel project
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Brings the agent's services to a state, several in one task."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: zernel_services
+short_description: Run or stop the agent's services
+version_added: 0.1.0
+description:
+  - Enables, starts, stops, restarts or reloads systemd services, several in one task and in the given order.
+  - Unlike M(ansible.builtin.systemd_service) it looks at all of them in one call, fails with the end of the
+    service's journal, and takes a service that systemd skipped because of an unmet condition for a failure.
+options:
+  services:
+    description:
+      - The services, in the order in which they are dealt with.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name:
+        description:
+          - The unit, such as V(zerneld.service).
+        type: str
+        required: true
+      enabled:
+        description:
+          - Whether it starts at boot. Without it, that stays as it is.
+        type: bool
+      state:
+        description:
+          - V(started) and V(stopped) act only where needed, V(restarted) and V(reloaded) on a service that
+            runs. Without it, that stays as it is.
+        type: str
+        choices: [started, stopped, restarted, reloaded]
+author:
+  - The Zernel project (@zernel)
+extends_documentation_fragment:
+  - zernel.fleet.agent.action
+"""
+
+EXAMPLES = r"""
+- name: Run the scheduler, and observation not
+  zernel.fleet.zernel_services:
+    services:
+      - {name: zernel-scheduler.service, enabled: true, state: started}
+      - {name: zerneld.service, enabled: false, state: stopped}
+"""
+
+RETURN = r"""
+changed_services:
+  description: The services on which something was done, or would be, with what.
+  type: dict
+  returned: success
+  sample: {zernel-scheduler.service: [enable, start]}
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.zernel.fleet.plugins.module_utils._zernel import run_program
+
+PROPERTIES = ("Id", "LoadState", "ActiveState", "UnitFileState", "ConditionResult", "NeedDaemonReload")
+RUNS = ("active", "reloading", "refreshing")
+JOURNAL_LINES = 15
+
+
+class Services:
+    """The services of one module run."""
+
+    def __init__(self, module):
+        self.module = module
+        self.systemctl = module.get_bin_path("systemctl", required=True)
+
+    def show(self, names):
+        """Return unit to its properties, for all units in one call."""
+        command = [self.systemctl, "show", "--property=%s" % ",".join(PROPERTIES), "--", *names]
+        rc, out, err = run_program(command)
+        if rc != 0:
+            self.module.fail_json(msg="systemd does not answer: %s" % err.strip(), cmd=command)
+        blocks = [
+            dict(line.partition("=")[::2] for line in block.splitlines())
+            for block in out.strip().split("\n\n")
+        ]
+        return dict(zip(names, blocks, strict=True))
+
+    def actions(self, wanted, unit):
+        """Return the words that systemctl must be given for a service to be as wanted."""
+        todo = []
+        is_enabled = unit["UnitFileState"] in ("enabled", "enabled-runtime", "linked", "static")
+        if wanted["enabled"] is not None and wanted["enabled"] != is_enabled:
+            todo.append("enable" if wanted["enabled"] else "disable")
+        runs = unit["ActiveState"] in RUNS
+        state = wanted["state"]
+        if state == "started" and not runs:
+            todo.append("start")
+        elif state == "stopped" and (runs or unit["ActiveState"] == "activating"):
+            todo.append("stop")
+        elif state == "restarted" and runs:
+            todo.append("restart")
+        elif state == "reloaded" and runs:
+            todo.append("reload")
+        return todo
+
+    def act(self, name, word):
+        """Do one thing to one service."""
+        if word in ("start", "restart"):
+            # systemd counts every start against the limit, also those that a person or a play asked for.
+            run_program([self.systemctl, "--quiet", "reset-failed", "--", name])
+        command = [self.systemctl, "--quiet", word, "--", name]
+        rc, _out, err = run_program(command)
+        if rc != 0:
+            self.fail(name, "'systemctl %s %s' failed: %s" % (word, name, err.strip()))
+
+    def fail(self, name, reason):
+        """Fail with what the service has said last."""
+        journalctl = self.module.get_bin_path("journalctl")
+        said = ""
+        if journalctl:
+            command = [
+                journalctl,
+                "--unit=%s" % name,
+                "--lines=%d" % JOURNAL_LINES,
+                "--no-pager",
+                "--output=cat",
+            ]
+            said = run_program(command)[1].strip()
+        self.module.fail_json(
+            msg=reason + ("\nThe end of its journal:\n%s" % said if said else ""), service=name
+        )
+
+    def check_started(self, name):
+        """Fail for a service that systemd did not start although it reported success."""
+        unit = self.show([name])[name]
+        if unit["ActiveState"] in RUNS:
+            return
+        if unit["ConditionResult"] == "no":
+            self.fail(
+                name,
+                "%s was not started, since this host does not meet a condition of the unit. "
+                "'systemctl status %s' shows which; 'zernel doctor' says what this host lacks."
+                % (name, name),
+            )
+        self.fail(name, "%s was started and is %s." % (name, unit["ActiveState"]))
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "services": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "enabled": {"type": "bool"},
+                    "state": {"type": "str", "choices": ["started", "stopped", "restarted", "reloaded"]},
+                },
+            }
+        },
+        supports_check_mode=True,
+    )
+    services = Services(module)
+    wanted = module.params["services"]
+    found = services.show([service["name"] for service in wanted]) if wanted else {}
+    missing = [name for name, unit in found.items() if unit["LoadState"] == "not-found"]
+    if missing and not module.check_mode:
+        module.fail_json(
+            msg="There is no %s on this host. Run the role zernel.fleet.agent." % ", ".join(missing)
+        )
+    if any(unit["NeedDaemonReload"] == "yes" for unit in found.values()) and not module.check_mode:
+        run_program([services.systemctl, "daemon-reload"])
+    changed, diff = {}, {"before": {}, "after": {}}
+    for service in wanted:
+        name, unit = service["name"], found[service["name"]]
+        todo = services.actions(service, unit)
+        if not todo:
+            continue
+        changed[name] = todo
+        diff["before"][name] = "%s, %s" % (unit["ActiveState"], unit["UnitFileState"] or "not installed")
+        diff["after"][name] = ", ".join(todo)
+        if module.check_mode:
+            continue
+        for word in todo:
+            services.act(name, word)
+        if {"start", "restart", "reload"} & set(todo):
+            services.check_started(name)
+    module.exit_json(changed=bool(changed), changed_services=changed, diff=diff)
+
+
+if __name__ == "__main__":
+    main()

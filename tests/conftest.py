@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""For all tests: with ZERNEL_NO_SKIP=1, which `make test` sets, a skipped test is a failed run."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = len(reporter.stats.get("skipped", ())) if reporter else 0
+    if skipped and os.environ.get("ZERNEL_NO_SKIP") == "1" and session.exitstatus == pytest.ExitCode.OK:
+        reporter.write_line(f"{skipped} skipped: a failure here, for this machine can run them", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

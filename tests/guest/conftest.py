@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Guests for tests. Where none can be booted these tests fail, with the reason; they are not skipped."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from testbed import Disk, Guest, GuestSpec, TestbedError, image, kernel
+from testbed.image import Image
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let SIGTERM unwind the fixtures, as Ctrl-C does: its default action would end pytest on the spot."""
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+
+
+@pytest.fixture(scope="session")
+def guest_image() -> Image:
+    """The guest image, built on first use (half a minute)."""
+    try:
+        return image.ensure()
+    except TestbedError as error:
+        pytest.fail(error.render(), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def small_kernel() -> Path:
+    """The bzImage of the 6.12 kernel with sched_ext that the testbed builds (minutes, on first use)."""
+    try:
+        return kernel.ensure()
+    except TestbedError as error:
+        pytest.fail(error.render(), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def guest(guest_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    """One guest for all tests: 4 CPUs on 2 NUMA nodes, two extra disks, Debian's sched_ext kernel."""
+    spec = GuestSpec(
+        name="zernel-test",
+        cpus=4,
+        memory_mib=3072,
+        numa_nodes=2,
+        disks=(Disk(64), Disk(64, "nvme")),
+    )
+    serial = tmp_path_factory.mktemp("guest") / "serial.log"
+    try:
+        booted = Guest.boot(spec, image=guest_image, serial_log=serial)
+    except TestbedError as error:
+        pytest.fail(error.render(), pytrace=False)
+    with booted:
+        yield booted

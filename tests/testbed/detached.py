@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Guests that outlive the command that booted them, such as the demo's: where they are written down.
+
+Each has a directory ``.demo/NAME`` in the clone, with its state, serial log and control sockets.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from testbed import qemu, ssh
+from testbed.errors import TestbedError
+from testbed.guest import Guest, GuestSpec
+from testbed.image import Image
+from testbed.inventory import host_variables, render
+
+ROOT = Path(__file__).resolve().parents[2] / ".demo"
+
+
+@dataclass(frozen=True)
+class State:
+    """What must be known about a running guest, as its state file holds it."""
+
+    name: str
+    pid: int
+    started: int
+    port: int
+    image: str
+    boot_seconds: float
+    private_key: str
+    known_hosts: str
+    kernel: str
+    kvm: bool
+
+
+@dataclass(frozen=True)
+class Detached:
+    """One guest's directory, whether or not the guest runs."""
+
+    name: str
+    root: Path = ROOT
+
+    @property
+    def directory(self) -> Path:
+        return self.root / self.name
+
+    @property
+    def _state_file(self) -> Path:
+        return self.directory / "state.json"
+
+    @property
+    def files(self) -> qemu.Files:
+        return qemu.Files(self.directory)
+
+    def state(self) -> State | None:
+        """Return the state of the guest if it runs, else None."""
+        with suppress(OSError, ValueError, TypeError):
+            data = json.loads(self._state_file.read_text())
+            state = State(**{field.name: data[field.name] for field in fields(State) if field.name in data})
+            return state if qemu.Process(state.pid, state.started).alive() else None
+        return None
+
+    def running(self) -> State:
+        """Return the state of the guest, which must run."""
+        if state := self.state():
+            return state
+        raise TestbedError(
+            f"No guest {self.name!r} is running",
+            suggestion=f"Boot it: python3 -m testbed boot --detach --name {self.name}",
+        )
+
+    def boot(self, spec: GuestSpec, image: Image) -> State:
+        """Boot the guest and let go of it. What an earlier one of this name left is removed."""
+        with self._locked():
+            if self.state():
+                raise TestbedError(
+                    f"A guest {self.name!r} is running already",
+                    suggestion=f"python3 -m testbed down --name {self.name}, or choose another --name",
+                )
+            self._remove()
+            self.directory.mkdir(parents=True)
+            if len(str(self.files.control)) > 100:
+                raise TestbedError(
+                    "The clone's path is too long for a socket",
+                    str(self.files.control),
+                    suggestion="Clone to a shorter path, or give --state a shorter directory",
+                )
+            try:
+                guest = Guest.boot(spec, image=image, directory=self.directory)
+            except BaseException:
+                # The serial log stays: it is what the error points at.
+                self._state_file.unlink(missing_ok=True)
+                raise
+            try:
+                state = State(
+                    name=self.name,
+                    pid=guest.process.pid,
+                    started=guest.process.started,
+                    port=guest.address.port,
+                    image=str(image.path),
+                    boot_seconds=guest.boot_seconds,
+                    private_key=str(guest.address.private_key),
+                    known_hosts=str(guest.address.known_hosts),
+                    kernel=str(spec.kernel),
+                    kvm=guest.kvm,
+                )
+                partial = self._state_file.with_suffix(".partial")
+                partial.write_text(json.dumps(asdict(state), indent=2) + "\n")
+                partial.replace(self._state_file)
+            except BaseException:
+                guest.close(clean=False)
+                raise
+            guest.detach()
+            return state
+
+    def guest(self) -> Guest:
+        """Return the running guest, to run commands in it."""
+        state = self.running()
+        return Guest(
+            spec=GuestSpec(name=self.name, kernel=state.kernel, kvm=state.kvm),
+            image=Image(Path(state.image)),
+            files=self.files,
+            process=qemu.Process(state.pid, state.started),
+            address=self.address(state),
+            boot_seconds=state.boot_seconds,
+            kvm=state.kvm,
+        )
+
+    @staticmethod
+    def address(state: State) -> ssh.Address:
+        return ssh.Address(state.port, Path(state.private_key), Path(state.known_hosts))
+
+    def inventory(self) -> str:
+        """Return the Ansible inventory of the running guest."""
+        return render({self.name: host_variables(self.address(self.running()))})
+
+    def down(self) -> bool:
+        """Power the guest off and remove its directory; say whether it was running."""
+        with self._locked():
+            state = self.state()
+            if state:
+                self.guest().close()
+            self._remove()
+        with suppress(OSError):
+            self.root.rmdir()  # stays while another guest is in it
+        return state is not None
+
+    def _remove(self) -> None:
+        if self.directory.exists():
+            shutil.rmtree(self.directory)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Let one command at a time start or stop this guest."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        path = self.root / f".{self.name}.lock"
+        with path.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+
+
+def every(root: Path = ROOT) -> list[Detached]:
+    """Return all guests that have a directory."""
+    if not root.is_dir():
+        return []
+    return [Detached(path.name, root) for path in sorted(root.iterdir()) if path.is_dir()]

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The typed configuration that the daemons share: what is accepted, and how mistakes are answered."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zernel.config import dump, load, option, parse, table
+from zernel.errors import Problem, ZernelError
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    port: int = option(9091, "The port.", minimum=1, maximum=65535)
+    share: float = option(0.5, "A share.", minimum=0.0, maximum=1.0)
+    factor: float = option(1.0, "A factor without bounds.")
+    mode: str = option("fast", "The mode.", choices=("fast", "slow"))
+    enabled: bool = option(True, "Whether at all.")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    entries: int = option(10, "How many.", minimum=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    server: Server = table(Server)
+    limits: Limits = table(Limits)
+
+
+def problems(text: str) -> tuple[Problem, ...]:
+    with pytest.raises(ZernelError) as caught:
+        parse(Settings, text, "x.toml")
+    return caught.value.problems
+
+
+def test_what_is_not_written_has_its_default() -> None:
+    settings = parse(Settings, "[server]\nport = 1234\nmode = 'slow'\n")
+    assert settings == Settings(Server(port=1234, mode="slow"), Limits())
+
+
+def test_a_whole_number_serves_where_a_fraction_may_stand() -> None:
+    share = parse(Settings, "[server]\nshare = 1").server.share
+    assert share == 1.0
+    assert isinstance(share, float)
+
+
+def test_dumped_defaults_are_valid_toml_and_read_back_the_same() -> None:
+    text = dump(Settings(), "Two lines\nof heading.")
+    assert text.startswith("# SPDX-License-Identifier: GPL-3.0-or-later\n# Two lines\n# of heading.\n")
+    assert parse(Settings, text) == Settings()
+    assert set(tomllib.loads(text)) == {"server", "limits"}
+    assert "# Accepted: 1 to 65535." in text
+
+
+# TOML forbids control characters in plain strings, and no setting of ours holds them.
+PRINTABLE = st.text(
+    st.one_of(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), st.sampled_from("\n\t"))
+)
+
+
+@given(PRINTABLE, st.floats(0, 1), st.booleans())
+def test_every_value_survives_a_dump(mode: str, share: float, enabled: bool) -> None:
+    @dataclass(frozen=True, slots=True)
+    class Free:
+        mode: str = option("", "Any text.")
+        share: float = option(0.0, "A share.")
+        enabled: bool = option(False, "Yes or no.")
+
+    @dataclass(frozen=True, slots=True)
+    class File:
+        free: Free = table(Free)
+
+    file = File(Free(mode, share, enabled))
+    assert parse(File, dump(file, "x")) == file
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "words", "line"),
+    [
+        ("[server]\nport = 0", "config-range", "'server.port' is 0; accepted: 1 to 65535", 2),
+        ("[server]\nport = 65536", "config-range", "65536", 2),
+        ("[server]\nport = true", "config-type", "must be a whole number", 2),
+        ("[server]\nport = '1'", "config-type", "must be a whole number", 2),
+        ("[server]\nport = 1.0", "config-type", "must be a whole number", 2),
+        ("[server]\n\n# port\nshare = nan", "config-range", "is nan", 4),
+        ("[server]\nfactor = inf", "config-range", "finite", 2),
+        ("[server]\nenabled = 1", "config-type", "true or false", 2),
+        ("[server]\nmode = 'slwo'", "config-range", '"fast", "slow"', 2),
+        ("[server]\nprot = 1", "config-unknown", "Unknown key 'prot' in [server]", 2),
+        ("[servr]\nport = 1", "config-unknown", "Unknown table 'servr'", 1),
+        ("port = 1", "config-unknown", "Unknown key 'port'", 1),
+        ("server = 3", "config-type", "'server' must be a table", 1),
+        ("server.port = 0", "config-range", "'server.port' is 0", 1),
+        ("[limits]\nentries = 1\n[server]\nport = 0", "config-range", "'server.port'", 4),
+        ("[server]\nport = ", "config-syntax", "not valid TOML", 2),
+        ("[server\nport = 1", "config-syntax", "not valid TOML", 1),
+        ("[server]\nport = 1\nport = 2", "config-syntax", "not valid TOML", 3),
+    ],
+)
+def test_a_mistake_is_named_with_its_line(text: str, code: str, words: str, line: int) -> None:
+    (problem,) = problems(text)
+    assert problem.code == code
+    assert words in problem.category
+    assert problem.suggestion
+    assert problem.locations[0].file == "x.toml"
+    assert problem.locations[0].line == line
+    assert problem.locations[0].source == text.splitlines()[line - 1]
+
+
+def test_a_near_miss_is_suggested() -> None:
+    assert problems("[server]\nprot = 1")[0].suggestion == "Did you mean 'port'?"
+    assert problems("[zzz]")[0].suggestion == "Known here: server, limits"
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    found = problems("[server]\nport = 0\nmode = 1\n[limits]\nx = 1\n")
+    assert [problem.code for problem in found] == ["config-range", "config-type", "config-unknown"]
+
+
+def test_a_missing_file_is_the_defaults_unless_it_was_asked_for(tmp_path: Path) -> None:
+    assert load(Settings, tmp_path / "none.toml") == Settings()
+    with pytest.raises(ZernelError) as caught:
+        load(Settings, tmp_path / "none.toml", required=True)
+    assert caught.value.problems[0].code == "config-missing"
+
+
+def test_what_is_no_text_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"[server]\nmode = '\xff'\n")
+    (tmp_path / "large").write_bytes(b"#" * ((1 << 20) + 1))
+    for name, code in (
+        ("binary", "config-not-utf8"),
+        ("large", "config-too-large"),
+        ("", "config-unreadable"),
+    ):
+        with pytest.raises(ZernelError) as caught:
+            load(Settings, tmp_path / name)
+        assert caught.value.problems[0].code == code
+    with pytest.raises(ZernelError) as caught:
+        load(Settings, tmp_path / "binary")
+    assert caught.value.problems[0].locations[0].line == 2
+
+
+@given(st.text())
+def test_no_text_is_answered_with_anything_but_settings_or_problems(text: str) -> None:
+    told: tuple[Problem, ...] = ()
+    try:
+        parse(Settings, text)
+    except ZernelError as error:
+        told = error.problems
+    assert all(problem.suggestion for problem in told)
+
+
+def test_deep_nesting_is_refused_in_words() -> None:
+    assert problems("x = " + "[" * 100_000)[0].code == "config-syntax"

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Type information out of kernel images that do not run."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zernel.errors import ZernelError
+from zernel.host.kernel_image import btf_of_image
+
+from . import images
+
+
+def zstd(data: bytes) -> bytes:
+    return subprocess.run(["zstd", "-qc"], input=data, capture_output=True, check=True).stdout
+
+
+def refused(path: Path, code: str = "kernel-image") -> str:
+    with pytest.raises(ZernelError) as caught:
+        btf_of_image(path)
+    (problem,) = caught.value.problems
+    assert problem.code == code
+    assert problem.suggestion
+    return problem.render()
+
+
+@pytest.mark.parametrize(
+    "compress", [gzip.compress, bz2.compress, lzma.compress, zstd], ids=["gzip", "bzip2", "xz", "zstd"]
+)
+def test_the_type_information_comes_out_whole(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
+    wanted = images.btf(malformed=False)
+    image = tmp_path / "vmlinuz"
+    image.write_bytes(images.bzimage(compress(images.elf({".text": b"code", ".BTF": wanted}))))
+    assert btf_of_image(image) == wanted
+
+
+def test_an_uncompressed_kernel_is_read_too(tmp_path: Path) -> None:
+    image = tmp_path / "vmlinux"
+    image.write_bytes(images.elf({".BTF": b"data"}))
+    assert btf_of_image(image) == b"data"
+
+
+def test_a_kernel_without_type_information_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    image = tmp_path / "vmlinuz"
+    image.write_bytes(images.bzimage(gzip.compress(images.elf({".text": b"code"}))))
+    assert "no BTF" in refused(image, "kernel-image-no-btf")
+    image.write_bytes(images.elf({".text": b"code", ".init.text": b"code"}))
+    assert "no BTF" in refused(image, "kernel-image-no-btf")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "neither a bzImage"),
+        (images.elf({".text": b"any program"}), "not a kernel"),
+        (b"#!/bin/sh\n" * 100, "neither a bzImage"),
+        (images.bzimage(b"\x1f\x8b broken"), "damaged"),
+        (images.bzimage(b"????????"), "not known"),
+        (images.bzimage(gzip.compress(b"no kernel")), "no 64-bit ELF"),
+        (images.bzimage(gzip.compress(images.elf({".BTF": b"data"})))[:-40], "outside the file"),
+    ],
+)
+def test_what_is_no_kernel_is_refused_with_the_reason(tmp_path: Path, content: bytes, reason: str) -> None:
+    image = tmp_path / "vmlinuz"
+    image.write_bytes(content)
+    assert reason in refused(image)
+
+
+def test_a_missing_image_is_refused(tmp_path: Path) -> None:
+    assert "No such file" in refused(tmp_path / "none")
+
+
+def test_what_may_never_end_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero")):
+        assert "Not a regular file" in refused(path)
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate((1 << 30) + 1)
+    assert "far larger" in refused(tmp_path / "huge")
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_damage_anywhere_is_an_error_and_never_a_crash(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    whole = bytearray(images.elf({".text": b"code", ".BTF": images.btf(malformed=True)}))
+    position = data.draw(st.integers(4, len(whole) - 1))
+    whole[position] = data.draw(st.integers(0, 255))
+    image = tmp_path_factory.mktemp("image") / "vmlinux"
+    image.write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    try:
+        found = btf_of_image(image)
+    except ZernelError:
+        found = b""
+    assert len(found) <= len(whole)

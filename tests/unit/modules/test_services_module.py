@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Module zernel_services against a systemctl that keeps its units in files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import Run
+
+SYSTEMCTL = """#!/bin/bash
+# Units are files that hold: LoadState ActiveState UnitFileState ConditionResult
+cd "$UNITS" || exit 1
+words=(); for word; do [[ $word == -* ]] || words+=("$word"); done
+if [ "$1" = show ]; then
+  for unit in "${words[@]:1}"; do
+    read -r load active file condition < <(cat "$unit" 2>/dev/null || echo not-found inactive "" no)
+    printf '%s\\n' "Id=$unit" "LoadState=$load" "ActiveState=$active" "UnitFileState=$file" \\
+      "ConditionResult=$condition" NeedDaemonReload=no ""
+  done
+  exit 0
+fi
+unit=${words[1]}
+read -r load active file condition < "$unit"
+if [ "${words[0]}" = reset-failed ]; then
+  [ "$active" = failed ] && echo "$load inactive $file $condition" > "$unit"
+  exit 0
+fi
+echo "${words[0]} $unit" >> log
+case ${words[0]} in
+  enable) file=enabled ;; disable) file=disabled ;;
+  stop) active=inactive ;;
+  start|restart)
+    [ "$active" = failed ] && { echo "Start request repeated too quickly" >&2; exit 1; }
+    [ "$load" = broken ] && { echo "Job failed" >&2; exit 1; }
+    [ "$condition" = yes ] && active=active ;;
+esac
+echo "$load $active $file $condition" > "$unit"
+"""
+
+
+@pytest.fixture
+def units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    units = tmp_path / "units"
+    programs = tmp_path / "bin"
+    for directory in (units, programs):
+        directory.mkdir()
+    (programs / "systemctl").write_text(SYSTEMCTL)
+    (programs / "journalctl").write_text("#!/bin/sh\necho the last words of $1\n")
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("UNITS", str(units))
+    (units / "a.service").write_text("loaded inactive disabled yes\n")
+    (units / "b.service").write_text("loaded active enabled yes\n")
+    return units
+
+
+def done(units: Path) -> list[str]:
+    log = units / "log"
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def service(name: str, **wanted: Any) -> dict[str, Any]:
+    return {"name": f"{name}.service", **wanted}
+
+
+def test_a_service_that_met_its_start_limit_is_started(module: Run, units: Path) -> None:
+    (units / "a.service").write_text("loaded failed enabled yes\n")
+    assert module("zernel_services", services=[service("a", state="started")])["changed"]
+    assert (units / "a.service").read_text().split()[1] == "active"
+
+
+def test_only_what_differs_is_done_and_in_order(module: Run, units: Path) -> None:
+    wanted = [service("a", enabled=True, state="started"), service("b", enabled=True, state="started")]
+    result = module("zernel_services", services=wanted)
+    assert result["changed_services"] == {"a.service": ["enable", "start"]}
+    assert done(units) == ["enable a.service", "start a.service"]
+    assert not module("zernel_services", services=wanted)["changed"]
+    stopped = module("zernel_services", services=[service("b", enabled=False, state="stopped")])
+    assert stopped["changed_services"] == {"b.service": ["disable", "stop"]}
+
+
+def test_check_mode_does_nothing(module: Run, units: Path) -> None:
+    result = module("zernel_services", services=[service("a", state="started"), service("new")], check=True)
+    assert result["changed_services"] == {"a.service": ["start"]}
+    assert done(units) == []
+
+
+@pytest.mark.parametrize("state", ["restarted", "reloaded"])
+def test_a_service_that_does_not_run_is_not_restarted(module: Run, units: Path, state: str) -> None:
+    result = module("zernel_services", services=[service("a", state=state), service("b", state=state)])
+    assert list(result["changed_services"]) == ["b.service"]
+
+
+def test_a_failure_shows_the_end_of_the_journal(module: Run, units: Path) -> None:
+    (units / "a.service").write_text("broken inactive enabled yes\n")
+    result = module("zernel_services", services=[service("a", state="started")])
+    assert result["failed"]
+    assert "Job failed" in result["msg"]
+    assert "the last words of --unit=a.service" in result["msg"]
+
+
+def test_a_service_that_systemd_skips_is_a_failure(module: Run, units: Path) -> None:
+    (units / "a.service").write_text("loaded inactive enabled no\n")
+    result = module("zernel_services", services=[service("a", state="started")])
+    assert result["failed"]
+    assert "does not meet a condition" in result["msg"]
+
+
+def test_a_service_that_is_not_installed_is_refused_before_any_is_touched(module: Run, units: Path) -> None:
+    result = module(
+        "zernel_services", services=[service("a", state="started"), service("c", state="started")]
+    )
+    assert result["failed"]
+    assert "c.service" in result["msg"]
+    assert done(units) == []

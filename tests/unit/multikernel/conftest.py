@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The simulation, mounted for real, and the command line as a person runs it. Needs root and /dev/fuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[3]
+EXAMPLES = REPOSITORY / "docs/examples"
+ZERNEL = Path(sys.executable).parent / "zernel"
+
+
+@dataclass
+class Host:
+    """A host whose multikernel file system is simulated."""
+
+    root: Path
+    state: Path
+    server: subprocess.Popen[str] | None = None
+    environ: dict[str, str] = field(default_factory=dict)
+
+    def environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "ZERNEL_MULTIKERNEL_ROOT": str(self.root),
+            "ZERNEL_STATE_DIR": str(self.state),
+            **self.environ,
+        }
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run ``zernel`` and check what holds for every run: no traceback, and SIMULATED in every text."""
+        done = subprocess.run(
+            [ZERNEL, *words], env=self.environment(), capture_output=True, text=True, timeout=60
+        )
+        assert "Traceback" not in done.stderr
+        return done
+
+    def ok(self, *words: str) -> str:
+        done = self.run(*words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def json(self, *words: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.ok(*words, "--format=json"))
+        return found
+
+    def refused(self, *words: str) -> str:
+        done = self.run(*words)
+        assert done.returncode == 1, done.stdout
+        assert done.stderr.startswith(("ERROR: ", "WARNING: "))
+        return done.stderr
+
+    def start(self, *words: str) -> None:
+        self.server = subprocess.Popen(
+            [ZERNEL, "simulate", "multikernel", str(self.root), *words], stdout=subprocess.PIPE, text=True
+        )
+        assert self.server.stdout is not None
+        assert "SIMULATED" in self.server.stdout.readline()
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        assert self.server is not None
+        self.server.send_signal(how)
+        status = self.server.wait(10)
+        assert self.server.stdout is not None
+        self.server.stdout.close()
+        self.server = None
+        return status
+
+    def init(self, baseline: str = "baseline.dts") -> None:
+        self.ok("init", f"--input={EXAMPLES / baseline}", "--apply")
+
+    def instances(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.json("show")["instances"]
+        return found
+
+
+def mounted(path: Path) -> bool:
+    return any(line.split()[1] == str(path) for line in Path("/proc/mounts").read_text().splitlines())
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Iterator[Host]:
+    """A host without a mount; what a test mounts is unmounted."""
+    host = Host(tmp_path / "multikernel", tmp_path / "state")
+    yield host
+    if host.server is not None:
+        host.stop()
+    if mounted(host.root):
+        subprocess.run(["umount", "-l", host.root], check=True)
+
+
+@pytest.fixture
+def empty(bare: Host) -> Host:
+    """A host with a simulation that has no baseline yet."""
+    bare.start()
+    return bare
+
+
+@pytest.fixture
+def host(empty: Host) -> Host:
+    """A host with the document's baseline."""
+    empty.init()
+    return empty

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The modules and the role, run by Ansible on this machine against the simulation."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from zernel.devicetree.load import read_file
+
+from .conftest import EXAMPLES, REPOSITORY, ZERNEL, Host
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture
+def ansible_environment(tmp_path: Path) -> dict[str, str]:
+    """An environment in which this clone is the collection zernel.fleet, and 'zernel' is this clone's."""
+    collections = tmp_path / "collections/ansible_collections/zernel"
+    collections.mkdir(parents=True)
+    (collections / "fleet").symlink_to(REPOSITORY)
+    return {
+        **os.environ,
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
+        "ANSIBLE_COLLECTIONS_PATH": str(tmp_path / "collections"),
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_LOCAL_TEMP": str(tmp_path / "ansible"),
+        "ANSIBLE_REMOTE_TEMP": str(tmp_path / "ansible"),
+        "ANSIBLE_LOCALHOST_WARNING": "false",
+        "ANSIBLE_INVENTORY_UNPARSED_WARNING": "false",
+    }
+
+
+class Play:
+    """Runs tasks on localhost and returns each one's result."""
+
+    def __init__(self, directory: Path, environment: dict[str, str]) -> None:
+        self.directory = directory
+        self.environment = environment
+
+    def run(self, *tasks: dict[str, Any], check: bool = False, **variables: Any) -> list[dict[str, Any]]:
+        """Run the tasks; each may fail, and its result is returned."""
+        results = self.directory / "results.json"
+        names = [f"r{index}" for index in range(len(tasks))]
+        play = [
+            {
+                "hosts": "localhost",
+                "connection": "local",
+                "gather_facts": False,
+                "vars": {"ansible_python_interpreter": sys.executable, **variables},
+                "tasks": [
+                    *(
+                        {**task, "register": f"r{index}", "ignore_errors": True}
+                        for index, task in enumerate(tasks)
+                    ),
+                    {
+                        "ansible.builtin.copy": {
+                            "dest": str(results),
+                            "mode": "0600",
+                            "content": f"{{{{ [{', '.join(names)}] | to_json }}}}",
+                        },
+                        "check_mode": False,
+                    },
+                ],
+            }
+        ]
+        self.playbook(play, check=check)
+        found: list[dict[str, Any]] = json.loads(results.read_text())
+        return found
+
+    def playbook(self, play: list[dict[str, Any]], *, check: bool = False, ok: bool = True) -> str:
+        file = self.directory / "play.yml"
+        file.write_text(yaml.safe_dump(play))
+        command = [
+            BIN / "ansible-playbook",
+            "-i",
+            "localhost,",
+            "--diff",
+            file,
+            *(["--check"] if check else []),
+        ]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120)
+        assert (done.returncode == 0) == ok, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+
+@pytest.fixture
+def play(tmp_path: Path, ansible_environment: dict[str, str]) -> Play:
+    return Play(tmp_path, ansible_environment)
+
+
+def instance(host: Host, **options: Any) -> dict[str, Any]:
+    common = {"executable": str(ZERNEL), "multikernel_root": str(host.root)}
+    task = {"zernel.fleet.zernel_instance": {**common, **options}}
+    return {**task, "environment": {"ZERNEL_STATE_DIR": str(host.state)}}
+
+
+def baseline(host: Host, name: str) -> dict[str, Any]:
+    options = {"executable": str(ZERNEL), "multikernel_root": str(host.root), "path": str(EXAMPLES / name)}
+    return {"zernel.fleet.zernel_baseline": options, "environment": {"ZERNEL_STATE_DIR": str(host.state)}}
+
+
+def test_an_instance_comes_stays_and_goes(host: Host, play: Play) -> None:
+    web = {"name": "web", "cpus": "4-7", "memory": "2GB", "devices": ["eth0:vf1"]}
+    (planned,) = play.run(instance(host, **web), check=True)
+    assert planned["changed"]
+    assert host.instances() == {}
+    created, again, other, gone, gone_again = play.run(
+        instance(host, **web),
+        instance(host, **web),
+        instance(host, **{**web, "memory": "3GB"}),
+        instance(host, name="web", state="absent"),
+        instance(host, name="web", state="absent"),
+    )
+    assert created["changed"]
+    assert created["instance"] | {"status": None} == planned["instance"]
+    assert created["instance"]["status"] == "ready"
+    assert created["simulated"]
+    assert any("SIMULATED" in warning for warning in created["warnings"])
+    assert created["diff"] == {"before": {}, "after": {"web": created["instance"]}}
+    assert created["transaction"]["status"] == "applied"
+    assert not again["changed"]
+    assert other["failed"]
+    assert "Memory: has 2GB, asked 3GB" in other["msg"]
+    assert other["errors"][0]["code"] == "instance-differs"
+    assert gone["changed"]
+    assert gone["diff"]["before"] == {"web": created["instance"]}
+    assert not gone_again["changed"]
+    assert host.instances() == {}
+
+
+def test_what_cannot_be_fails_with_the_words_of_the_command(host: Host, play: Play) -> None:
+    refused, hyphen, nothing = play.run(
+        instance(host, name="web", cpus="2", memory="1GB"),
+        instance(host, name="-web", cpus="4", memory="1GB"),
+        instance(host, name="web"),
+    )
+    assert "web: CPU 2 is reserved for host kernel" in refused["msg"]
+    assert refused["errors"][0]["code"] == "cpu-reserved"
+    assert hyphen["failed"]
+    assert nothing["failed"]
+    assert host.instances() == {}
+
+
+def test_a_baseline_is_applied_once(empty: Host, play: Play) -> None:
+    (planned,) = play.run(baseline(empty, "baseline.dts"), check=True)
+    assert planned["changed"]
+    assert (empty.root / "device_tree").read_bytes() == b""
+    first, second, wrong = play.run(
+        baseline(empty, "baseline.dts"),
+        baseline(empty, "baseline.dts"),
+        baseline(empty, "conflict_example.dts"),
+    )
+    assert (first["changed"], second["changed"], first["simulated"]) == (True, False, True)
+    assert first["diff"]["after"]["cpus"]["total"] == 32
+    assert "CPU 16 does not exist" in wrong["msg"]
+    assert {"cpu-not-found", "pci-id-form"} <= {error["code"] for error in wrong["errors"]}
+
+
+def test_hardware_is_reported(play: Play) -> None:
+    (found,) = play.run({"zernel.fleet.zernel_hardware_info": {"executable": str(ZERNEL)}})
+    assert not found["changed"]
+    assert len(found["hardware"]["cpus"]) >= 1
+    assert found["hardware"]["multikernel"] is False
+
+
+def role(tmp_path: Path, task: str, **variables: Any) -> dict[str, Any]:
+    names = {"name": "zernel.fleet.multikernel", "tasks_from": task, "rolespec_validate": False}
+    file = {"_zernel_multikernel_baseline": str(tmp_path / "baseline.dts")}
+    return {"ansible.builtin.import_role": names, "vars": {**file, **variables}}
+
+
+def roles(tmp_path: Path, **variables: Any) -> list[dict[str, Any]]:
+    tasks = [role(tmp_path, task, **variables) for task in ("preflight", "configure")]
+    head = {"hosts": "localhost", "connection": "local", "gather_facts": False}
+    return [{**head, "vars": {"ansible_python_interpreter": sys.executable}, "tasks": tasks}]
+
+
+def test_the_role_renders_a_valid_baseline_of_this_machine(play: Play, tmp_path: Path) -> None:
+    text = play.playbook(roles(tmp_path, zernel_multikernel_simulate=True))
+    assert "changed=1" in text
+    found = read_file(tmp_path / "baseline.dts")
+    assert not found.problems
+    assert found.system is not None
+    shown = subprocess.run([ZERNEL, "show", "--hardware", "--format=json"], capture_output=True, check=True)
+    proposal = json.loads(shown.stdout)["baseline"]
+    resources = found.system.resources
+    assert list(resources.cpus.available) == proposal["cpus"]["available"]
+    assert resources.memory.pool_base == proposal["memory"]["memory_pool_base"]
+    assert [device.name for device in resources.devices] == list(proposal["devices"])
+    assert "changed=0" in play.playbook(roles(tmp_path, zernel_multikernel_simulate=True))
+
+
+def test_the_role_refuses_what_cannot_be_and_leaves_other_hosts_alone(play: Play, tmp_path: Path) -> None:
+    everything = {"zernel_multikernel_enabled": "always", "zernel_multikernel_host_cpus": "0-4000"}
+    assert "cannot be split" in play.playbook(roles(tmp_path, **everything), ok=False)
+    declared = {"zernel_multikernel_instances": [{"name": "web", "cpus": "1", "memory": "1GB"}]}
+    assert "zernel_multikernel_simulate" in play.playbook(roles(tmp_path, **declared), ok=False)
+    text = play.playbook(roles(tmp_path))
+    assert "no multikernel file system: no baseline is written" in text
+    assert "changed=0" in text
+    assert not (tmp_path / "baseline.dts").exists()
