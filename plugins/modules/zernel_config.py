@@ -18,12 +18,12 @@ options:
   scheduler:
     description:
       - Settings of C(zernel-scheduler), section to name to value. What is not named has its default, which
-        C(zernel-scheduler --dump-config) shows.
+        C(zernel-scheduler --dump-config) shows; with V({}) the file is the one that the package brings.
     type: dict
   observe:
     description:
       - Settings of C(zerneld), section to name to value. What is not named has its default, which
-        C(zerneld --dump-config) shows.
+        C(zerneld --dump-config) shows; with V({}) the file is the one that the package brings.
     type: dict
   directory:
     description:
@@ -51,52 +51,22 @@ changed_files:
   sample: [/etc/zernel/scheduler.toml]
 """
 
-import json
 import os
-import re
 import tempfile
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.zernel.fleet.plugins.module_utils._config import FILES, config_text, refusal
 from ansible_collections.zernel.fleet.plugins.module_utils._zernel import (
     AGENT_ARGUMENTS,
     ZernelCli,
     run_program,
 )
 
-FILES = {"scheduler": ("scheduler.toml", "zernel-scheduler"), "observe": ("zerneld.toml", "zerneld")}
-HEADER = (
-    "# SPDX-License-Identifier: GPL-3.0-or-later\n"
-    "# Managed by Ansible (zernel.fleet.zernel_config).\n"
-    "# What is not set here has its default: '%s --dump-config' shows all settings.\n"
-)
-
-
-def name(word):
-    """Return a TOML key, quoted where it must be."""
-    return word if re.match(r"[A-Za-z0-9_-]+$", word) else json.dumps(word)
-
-
-def toml(settings, path=()):
-    """Return settings as TOML: plain values before the tables, names in order, so that a text is stable."""
-    tables = {key: value for key, value in settings.items() if isinstance(value, dict)}
-    lines = [
-        "%s = %s\n" % (name(key), json.dumps(value, ensure_ascii=False))
-        for key, value in sorted(settings.items())
-        if key not in tables
-    ]
-    if lines and path:
-        lines.insert(0, "\n[%s]\n" % ".".join(map(name, path)))
-    return "".join(lines) + "".join(toml(tables[key], (*path, key)) for key in sorted(tables))
-
-
-def check(module, program, text):
-    """Let the daemon judge a text; returns what is wrong with it, or None."""
-    with tempfile.NamedTemporaryFile("w", suffix=".toml", dir=module.tmpdir, encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        rc, out, err = run_program([program, "--config", stream.name, "--check-config"])
-        return None if rc == 0 else (err.strip() or out.strip()).replace(stream.name, "the new settings")
+def default_text(program):
+    """Return the file that the package brings: every setting with its default, explained."""
+    rc, out, _err = run_program([program, "--dump-config"])
+    return out if rc == 0 else None
 
 
 def write(module, target, text):
@@ -123,14 +93,19 @@ def main():
     programs = Path(ZernelCli(module).executable).parent
     changes, refused = [], []
     for option, (file, program) in sorted(FILES.items()):
-        if module.params[option] is None:
+        settings = module.params[option]
+        if settings is None:
             continue
         target = Path(module.params["directory"]) / file
         before = target.read_text(encoding="utf-8") if target.exists() else ""
-        after = HEADER % program + toml(module.params[option])
-        if before != after:
+        command = str(programs / program)
+        # Without settings of its own a host keeps the file that the package brought, with its explanations.
+        after = config_text(program, settings) if settings else default_text(command)
+        if after is None:
+            refused.append("%s does not show its default settings ('%s --dump-config')" % (program, command))
+        elif before != after:
             changes.append((target, before, after))
-            why = check(module, str(programs / program), after)
+            why = refusal(module, [command], after)
             if why:
                 refused.append("%s was not written, %s does not accept it:\n%s" % (target, program, why))
     if refused:

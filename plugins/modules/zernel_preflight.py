@@ -13,7 +13,7 @@ version_added: 0.1.0
 description:
   - Looks at a host that may have nothing of Zernel yet, and fails with every reason why it cannot be
     provisioned. Changes nothing.
-  - The kernel is judged by the agent itself, so that there is one place that knows what a kernel must have.
+  - The kernel and the settings are judged by the agent itself, so that there is one place that knows them.
     The agent's package is unpacked into the task's temporary directory, used from there, and removed with it.
 options:
   package:
@@ -32,6 +32,49 @@ options:
       - TCP ports on the loopback address that Zernel's own services will listen on, service to port.
     type: dict
     default: {}
+  scheduler:
+    description:
+      - The settings that C(zernel-scheduler) will get, see O(zernel.fleet.zernel_config#module:scheduler).
+    type: dict
+    default: {}
+  observe:
+    description:
+      - The settings that C(zerneld) will get, see O(zernel.fleet.zernel_config#module:observe).
+    type: dict
+    default: {}
+  sysctl:
+    description:
+      - The kernel parameters that will be set, see O(zernel.fleet.zernel_sysctl#module:settings). They are planned
+        against the running kernel.
+    type: dict
+    default: {}
+  multikernel:
+    description:
+      - How this host will be split into kernel instances. Without it, nothing is said about that.
+    type: dict
+    suboptions:
+      instances:
+        description:
+          - Whether instances are declared, which takes a kernel that has the multikernel file system, or a simulation.
+        type: bool
+        default: false
+      simulate:
+        description:
+          - Whether the file system will be simulated, which is refused beside a kernel that has it.
+        type: bool
+        default: false
+      host_cpus:
+        description:
+          - See O(zernel.fleet.zernel_hardware_info#module:host_cpus).
+        type: str
+      pool_size:
+        description:
+          - See O(zernel.fleet.zernel_hardware_info#module:pool_size).
+        type: str
+      pool_base:
+        description:
+          - See O(zernel.fleet.zernel_hardware_info#module:pool_base).
+        type: str
   releases:
     description:
       - The Debian releases that are accepted.
@@ -51,6 +94,10 @@ EXAMPLES = r"""
     ports:
       zerneld.service: 9091
       zernel-scheduler.service: 9093
+    scheduler:
+      numa: {enabled: false}
+    sysctl:
+      vm.swappiness: {value: 0}
 """
 
 RETURN = r"""
@@ -90,9 +137,19 @@ import sys
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.zernel.fleet.plugins.module_utils._config import FILES, config_text, refusal
 from ansible_collections.zernel.fleet.plugins.module_utils._zernel import run_program
 
 LISTEN = "0A"
+# As in /proc/net/tcp and tcp6: 127.0.0.1, 0.0.0.0, ::ffff:127.0.0.1 and ::. A listener on one of these keeps
+# 127.0.0.1 from being bound.
+IN_THE_WAY = {"0100007F", "00000000", "0000000000000000FFFF00000100007F", "0" * 32}
+PROPOSAL = ("host_cpus", "pool_size", "pool_base")
+NO_MULTIKERNEL = (
+    "zernel_multikernel_instances declares instances, and the running kernel has no multikernel file system. Boot a "
+    "multikernel kernel, or set zernel_multikernel_simulate to true to try the instances without one."
+)
+DAEMONS = {"scheduler": "zernel.scheduler.daemon", "observe": "zernel.observe.daemon"}
 MODULES = "usr/lib/python3/dist-packages"
 DPKG_SUMS = "/var/lib/dpkg/info/zernel-agent.md5sums"
 
@@ -133,7 +190,7 @@ def check_system(releases):
 
 
 def listeners():
-    """Return port to the inodes of the sockets that listen on it on a loopback or wildcard address."""
+    """Return port to the inodes of the sockets that listen on it where a service on 127.0.0.1 would."""
     found = {}
     for path in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
@@ -143,8 +200,11 @@ def listeners():
             continue
         for line in lines:
             words = line.split()
-            if len(words) > 9 and words[3] == LISTEN:
-                found.setdefault(int(words[1].rpartition(":")[2], 16), set()).add(words[9])
+            if len(words) <= 9 or words[3] != LISTEN:
+                continue
+            address, _colon, port = words[1].rpartition(":")
+            if address in IN_THE_WAY:
+                found.setdefault(int(port, 16), set()).add(words[9])
     return found
 
 
@@ -168,9 +228,11 @@ def check_ports(ports):
     problems = []
     listening = listeners()
     for service, port in sorted(ports.items()):
-        if int(port) not in listening:
+        # What is no port number is refused as a setting.
+        inodes = listening.get(int(port)) if str(port).isdecimal() else None
+        if not inodes:
             continue
-        who, group = owner(listening[int(port)]) or ("another program", "")
+        who, group = owner(inodes) or ("another program", "")
         if "/%s" % service not in group:
             problems.append(
                 "Port %s, on which %s serves metrics, is taken by %s. Stop that program, or set another port "
@@ -188,22 +250,82 @@ def unpack(module, package):
     return target
 
 
-def check_kernel(module, target, require):
-    """Let the agent in the package judge the running kernel."""
-    rc, out, err = run_program(
-        [sys.executable, "-B", "-m", "zernel", "kernel", "report", "--format=json"]
-        + ["--require=%s" % name for name in require],
-        environ={"PYTHONPATH": str(target / MODULES)},
-    )
-    try:
-        errors = json.loads(out)["errors"]
-    except (ValueError, KeyError, TypeError):
-        return ["The agent cannot look at this kernel (status %d): %s" % (rc, (err or out).strip())]
+def sentences(about, errors):
+    """Return the agent's errors as sentences, each with what it is about and what to do."""
     problems = []
     for error in errors:
-        text = "Kernel %s: %s." % (error.get("instance") or platform.release(), error["message"])
-        problems.append(" ".join(filter(None, (text, error.get("suggestion")))))
+        subject = " ".join(filter(None, (about, error.get("instance"))))
+        said = "%s: %s." % (subject, error["message"].rstrip("."))
+        problems.append(" ".join(filter(None, (said, error.get("suggestion")))))
     return problems
+
+
+class Agent:
+    """The agent in the unpacked package. It judges this host as it would once it is installed."""
+
+    def __init__(self, module, target):
+        self.module = module
+        self.environ = {"PYTHONPATH": str(target / MODULES)}
+
+    def check(self, params):
+        """Return what the agent says against the kernel and against the settings."""
+        problems = []
+        if params["require"]:
+            words = ["kernel", "report", *("--require=%s" % name for name in params["require"])]
+            problems += self.errors("Kernel", words)
+        for option, (_file, program) in sorted(FILES.items()):
+            text = config_text(program, params[option])
+            command = self.command(DAEMONS[option])
+            why = refusal(self.module, command, text, self.environ) if params[option] else None
+            if why:
+                problems.append("%s does not accept its settings:\n%s" % (program, why))
+        if params["sysctl"]:
+            data = json.dumps(params["sysctl"], indent=1)
+            problems += self.errors("Kernel parameter", ["sysctl", "plan", "--input=-"], data)
+        if params["multikernel"]:
+            problems += self.check_multikernel(params["multikernel"])
+        return problems
+
+    def check_multikernel(self, wanted):
+        """Return what is wrong with the host for instances, real or simulated."""
+        words = ["show", "--hardware"]
+        words += ["--%s=%s" % (name.replace("_", "-"), wanted[name]) for name in PROPOSAL if wanted[name]]
+        rc, result, text = self.run(words)
+        try:
+            has_it = result["hardware"]["multikernel"]
+            errors = [] if result["baseline"] else result["errors"]
+        except (KeyError, TypeError):
+            return ["The agent cannot look at this host's hardware (status %d): %s" % (rc, text)]
+        if has_it and wanted["simulate"]:
+            return [
+                "This host's kernel has the multikernel file system itself. "
+                "Set zernel_multikernel_simulate to false."
+            ]
+        if not has_it and not wanted["simulate"]:
+            return [NO_MULTIKERNEL] if wanted["instances"] else []
+        return sentences("Kernel instances", errors)
+
+    def errors(self, about, words, data=None):
+        """Run a command that may refuse, and return its reasons."""
+        rc, result, text = self.run(words, data)
+        try:
+            errors = result["errors"]
+        except (KeyError, TypeError):
+            return ["The agent cannot judge this host (status %d): %s" % (rc, text)]
+        return sentences(about, errors)
+
+    def run(self, words, data=None):
+        """Run C(zernel WORDS); returns its status, what its JSON holds or None, and what it said as text."""
+        command = [*self.command("zernel"), *words, "--format=json"]
+        rc, out, err = run_program(command, data, self.environ)
+        try:
+            return rc, json.loads(out), err
+        except ValueError:
+            return rc, None, (err or out).strip()
+
+    def command(self, name):
+        """Return the command for one of the package's programs, by its Python module."""
+        return [sys.executable, "-B", "-m", name]
 
 
 def package_version(target):
@@ -237,6 +359,17 @@ def main():
             "package": {"type": "path"},
             "require": {"type": "list", "elements": "str", "default": []},
             "ports": {"type": "dict", "default": {}},
+            "scheduler": {"type": "dict", "default": {}},
+            "observe": {"type": "dict", "default": {}},
+            "sysctl": {"type": "dict", "default": {}},
+            "multikernel": {
+                "type": "dict",
+                "options": {
+                    "instances": {"type": "bool", "default": False},
+                    "simulate": {"type": "bool", "default": False},
+                    **{name: {"type": "str"} for name in PROPOSAL},
+                },
+            },
             "releases": {"type": "list", "elements": "str", "default": ["12", "13"]},
         },
         supports_check_mode=True,
@@ -247,9 +380,9 @@ def main():
         problems.append(
             "The agent's package cannot be unpacked on this host: no dpkg-deb, or no room for it."
         )
-    elif not problems and module.params["require"]:
+    elif not problems:
         # Only a system that can run the agent at all can be judged by it.
-        problems += check_kernel(module, target, module.params["require"])
+        problems += Agent(module, target).check(module.params)
     if sys.version_info >= (3, 11):
         problems += check_ports(module.params["ports"])
     version = installed_agent(module)

@@ -14,6 +14,8 @@ description:
   - Enables, starts, stops, restarts or reloads systemd services, several in one task and in the given order.
   - Unlike M(ansible.builtin.systemd_service) it looks at all of them in one call, fails with the end of the
     service's journal, and takes a service that systemd skipped because of an unmet condition for a failure.
+  - A reload is waited for. It fails where the service kept its old settings, and becomes a restart where the service
+    says that some of them need one.
 options:
   services:
     description:
@@ -59,11 +61,26 @@ changed_services:
   sample: {zernel-scheduler.service: [enable, start]}
 """
 
+import time
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.zernel.fleet.plugins.module_utils._zernel import run_program
 
-PROPERTIES = ("Id", "LoadState", "ActiveState", "UnitFileState", "ConditionResult", "NeedDaemonReload")
+PROPERTIES = (
+    "Id",
+    "LoadState",
+    "ActiveState",
+    "UnitFileState",
+    "ConditionResult",
+    "NeedDaemonReload",
+    "StateChangeTimestampMonotonic",
+    "StatusText",
+)
 RUNS = ("active", "reloading", "refreshing")
+# What the agent's daemons say of a reload in their status line (zernel.daemon of the agent).
+KEPT = "NOT reloaded"
+NEEDS_RESTART = "NOT applied: restart"
+RELOAD_SECONDS = 60
 JOURNAL_LINES = 15
 
 
@@ -131,6 +148,28 @@ class Services:
             msg=reason + ("\nThe end of its journal:\n%s" % said if said else ""), service=name
         )
 
+    def finish_reload(self, name, since):
+        """Wait until a service has reloaded; restart it where that is not enough.
+
+        'systemctl reload' only delivers the signal. The service's state then goes to 'reloading' and back, at
+        a later time than C(since).
+        """
+        deadline = time.monotonic() + RELOAD_SECONDS
+        while True:
+            unit = self.show([name])[name]
+            done = unit["StateChangeTimestampMonotonic"] != since and unit["ActiveState"] != "reloading"
+            if done or unit["ActiveState"] not in RUNS:
+                break
+            if time.monotonic() > deadline:
+                self.fail(name, "%s has not reloaded within %d seconds." % (name, RELOAD_SECONDS))
+            time.sleep(0.1)
+        if KEPT in unit["StatusText"]:
+            self.fail(name, "%s keeps its old settings: %s" % (name, unit["StatusText"]))
+        if NEEDS_RESTART in unit["StatusText"]:
+            self.act(name, "restart")
+            return ["restart"]
+        return []
+
     def check_started(self, name):
         """Fail for a service that systemd did not start although it reported success."""
         unit = self.show([name])[name]
@@ -185,6 +224,8 @@ def main():
             continue
         for word in todo:
             services.act(name, word)
+        if "reload" in todo:
+            changed[name] = todo + services.finish_reload(name, unit["StateChangeTimestampMonotonic"])
         if {"start", "restart", "reload"} & set(todo):
             services.check_started(name)
     module.exit_json(changed=bool(changed), changed_services=changed, diff=diff)

@@ -30,6 +30,7 @@ KERNEL_FLAVOUR = "cloud-amd64"
 # Beside mmdebstrap's minbase (essential packages and apt)
 PACKAGES = (
     "ca-certificates",
+    "curl",
     "dbus",
     "initramfs-tools",
     "iproute2",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from hypothesis import given
@@ -44,6 +45,34 @@ def test_every_form_means_the_same(settings: dict[str, list[int]]) -> None:
     ]
     for form in forms:
         assert {asked.key: asked.value for asked in form} == values
+
+
+def test_json_needs_no_yaml_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The playbook judges the settings of a host that has no python3-yaml yet."""
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    wanted = {
+        "vm.swappiness": {"value": 1.5, "policy": "raise"},
+        "vm.dirty_ratio": {"value": 7, "policy": "lower"},
+        "vm.overcommit_memory": {"value": 1, "optional": 1},
+        "fs.file-max": True,
+        "fs.nr_open": [1],
+        "fs.aio-max-nr": None,
+    }
+    text = json.dumps(wanted, indent=1)
+    found = refused(text)
+    assert [code for code, _ in found] == [
+        "sysctl-bad-type",
+        "sysctl-bad-policy",
+        "sysctl-bad-entry",
+        *["sysctl-bad-type"] * 3,
+    ]
+    for key, (_, line) in zip(list(wanted)[3:], found[3:], strict=True):
+        assert key in text.splitlines()[(line or 0) - 1]
+    assert [asked.value for asked in parse('{"vm.swappiness": 1, "net.a.b": "x"}', "wanted")] == ["1", "x"]
+
+
+def test_a_key_that_is_twice_in_json_is_refused() -> None:
+    assert refused('{"vm.swappiness": 1, "vm.swappiness": 2}') == [("sysctl-duplicate", 1)]
 
 
 def test_a_key_written_as_a_path_is_the_key_with_dots() -> None:

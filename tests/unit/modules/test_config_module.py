@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .conftest import Run
+from .conftest import CLONE, Run
 
 
 @pytest.fixture
@@ -33,9 +34,17 @@ def test_settings_are_written_and_not_again(config: Run, directory: Path) -> Non
     assert result["changed_files"] == [str(directory / "zerneld.toml"), str(directory / "scheduler.toml")]
     assert "metrics_port = 9193" in result["diff"][1]["after"]
     assert tomllib.loads((directory / "scheduler.toml").read_text()) == settings
-    assert tomllib.loads((directory / "zerneld.toml").read_text()) == {}
     assert (directory / "scheduler.toml").stat().st_mode & 0o777 == 0o644
     assert not config(scheduler=settings, observe={})["changed"]
+
+
+def test_without_settings_the_file_is_the_one_of_the_package(config: Run, directory: Path) -> None:
+    shipped = CLONE / "agent/config/zerneld.toml"
+    shutil.copy(shipped, directory)
+    assert not config(observe={})["changed"]
+    assert config(observe={"prometheus": {"port": 9191}})["changed"]
+    assert config(observe={})["changed"]
+    assert (directory / "zerneld.toml").read_text() == shipped.read_text()
 
 
 def test_check_mode_writes_nothing(config: Run, directory: Path) -> None:

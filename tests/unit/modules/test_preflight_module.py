@@ -66,6 +66,31 @@ def test_a_free_port_is_no_reason(module: Run, package: Path, taken_port: int) -
     assert "Port" not in result["msg"]
 
 
+@pytest.mark.parametrize("address", ["127.0.0.2", "::1"])
+def test_a_port_on_another_address_is_no_reason(module: Run, package: Path, address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family) as server:
+        ports = {"zerneld.service": server.getsockname()[1]}
+        result = module("zernel_preflight", package=str(package), releases=["99"], ports=ports)
+    assert "Port" not in result["msg"]
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::"])
+def test_a_port_on_all_addresses_is_a_reason(module: Run, package: Path, address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family, dualstack_ipv6=":" in address) as server:
+        ports = {"zerneld.service": server.getsockname()[1]}
+        result = module("zernel_preflight", package=str(package), releases=["99"], ports=ports)
+    reasons(result, "on which zerneld.service serves metrics, is taken by")
+
+
+def test_what_is_no_port_number_does_not_stop_the_check(module: Run, package: Path) -> None:
+    result = module(
+        "zernel_preflight", package=str(package), releases=["99"], ports={"a.service": "ninety"}
+    )
+    reasons(result, "Zernel works on Debian 99.")
+
+
 def test_the_package_is_looked_into(module: Run, package: Path, tmp_path: Path) -> None:
     result = module("zernel_preflight", package=str(package), releases=["99"])
     assert (result["package_version"], result["agent_current"]) == ("9.9", False)

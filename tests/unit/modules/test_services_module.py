@@ -18,8 +18,13 @@ words=(); for word; do [[ $word == -* ]] || words+=("$word"); done
 if [ "$1" = show ]; then
   for unit in "${words[@]:1}"; do
     read -r load active file condition < <(cat "$unit" 2>/dev/null || echo not-found inactive "" no)
+    status=$(cat "$unit.status" 2>/dev/null)
+    # A reload is over two looks later.
+    stamp=$(grep -c "reload $unit" log 2>/dev/null)
+    if [ -s "$unit.reloading" ]; then sed -i 1d "$unit.reloading"; stamp=0; fi
     printf '%s\\n' "Id=$unit" "LoadState=$load" "ActiveState=$active" "UnitFileState=$file" \\
-      "ConditionResult=$condition" NeedDaemonReload=no ""
+      "ConditionResult=$condition" NeedDaemonReload=no \
+      "StateChangeTimestampMonotonic=$stamp" "StatusText=$status" ""
   done
   exit 0
 fi
@@ -36,7 +41,9 @@ case ${words[0]} in
   start|restart)
     [ "$active" = failed ] && { echo "Start request repeated too quickly" >&2; exit 1; }
     [ "$load" = broken ] && { echo "Job failed" >&2; exit 1; }
+    rm -f "$unit.status"
     [ "$condition" = yes ] && active=active ;;
+  reload) printf '1\n2\n' > "$unit.reloading"; [ ! -e "$unit.next" ] || mv "$unit.next" "$unit.status" ;;
 esac
 echo "$load $active $file $condition" > "$unit"
 """
@@ -94,6 +101,26 @@ def test_check_mode_does_nothing(module: Run, units: Path) -> None:
 def test_a_service_that_does_not_run_is_not_restarted(module: Run, units: Path, state: str) -> None:
     result = module("zernel_services", services=[service("a", state=state), service("b", state=state)])
     assert list(result["changed_services"]) == ["b.service"]
+
+
+def test_a_reload_is_waited_for(module: Run, units: Path) -> None:
+    result = module("zernel_services", services=[service("b", state="reloaded")])
+    assert result["changed_services"] == {"b.service": ["reload"]}
+    assert (units / "b.service.reloading").read_text() == ""
+
+
+def test_settings_that_need_a_restart_get_one(module: Run, units: Path) -> None:
+    (units / "b.service.next").write_text("[gpu_mem] settings NOT applied: restart zerneld; gpu_mem attached")
+    result = module("zernel_services", services=[service("b", state="reloaded")])
+    assert result["changed_services"] == {"b.service": ["reload", "restart"]}
+    assert done(units) == ["reload b.service", "restart b.service"]
+
+
+def test_a_service_that_keeps_its_old_settings_is_a_failure(module: Run, units: Path) -> None:
+    (units / "b.service.next").write_text("settings NOT reloaded: Port 9091 is already taken; gpu_mem attached")
+    result = module("zernel_services", services=[service("b", state="reloaded")])
+    assert result["failed"]
+    assert "keeps its old settings: settings NOT reloaded: Port 9091 is already taken" in result["msg"]
 
 
 def test_a_failure_shows_the_end_of_the_journal(module: Run, units: Path) -> None:

@@ -13,7 +13,7 @@ on a key that does not exist; both are errors here, with file and line.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from zernel.errors import Location, Problem, ZernelError, fail
@@ -63,6 +63,26 @@ def parse(text: str, name: str, lines_form: bool = False) -> list[Asked]:
             suggestion="Give a mapping of kernel settings",
         )
     return _Reader(name, text).read(lines_form)
+
+
+class _Pairs(list[tuple[str, object]]):
+    """A JSON object with its names in order, also those that are there twice."""
+
+
+class _Number(str):
+    """A JSON number as it was written."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """A piece of YAML or JSON: ``kind`` is the YAML tag's last word ("str", "int", "map", ...)."""
+
+    line: int
+    kind: str
+    text: str = ""
+    items: list[tuple[str, _Node]] = field(default_factory=list)
 
 
 class _Reader:
@@ -188,10 +208,69 @@ class _Reader:
             self._add(number, key.strip(), value, None, optional)
 
     def _read_mapping(self) -> None:
-        import yaml  # 20 ms: only for this form
+        node = self._json() or self._yaml()
+        if node is None:
+            return
+        if node.kind != "map":
+            self._problem(
+                "sysctl-syntax",
+                "Not a mapping of settings",
+                node.line,
+                "The input must map names to values",
+                "Write lines such as 'vm.swappiness: 1'",
+            )
+            return
+        for key, value in node.items:
+            self._read_entry(key, value)
+
+    def _json(self) -> _Node | None:
+        """Return what the text says, None where it is not JSON.
+
+        JSON is YAML too, but what Ansible's modules send must be readable on a host that has no python3-yaml
+        yet, and without the 20 ms of its import.
+        """
+        import json
+
+        if not self.text.lstrip().startswith("{"):
+            return None
+        pairs = json.JSONDecoder(
+            object_pairs_hook=_Pairs, parse_int=_Number, parse_float=_Number, parse_constant=_Number
+        )
+        try:
+            return self._from_json("", pairs.decode(self.text))
+        except ValueError:  # YAML in the flow form, or broken: its reader says what is wrong, and where
+            return None
+
+    def _from_json(self, key: str, value: object) -> _Node:
+        """Return a decoded value; its line is the one where its key stands."""
+        import json
+
+        start = f"{json.dumps(key)}:"
+        line = next((n for n, text in enumerate(self.lines, 1) if text.lstrip().startswith(start)), 1)
+        if isinstance(value, _Pairs):
+            return _Node(line, "map", items=[(name, self._from_json(name, inner)) for name, inner in value])
+        if isinstance(value, list):
+            return _Node(line, "seq")
+        if isinstance(value, bool):
+            return _Node(line, "bool", str(value).lower())
+        if isinstance(value, _Number):
+            return _Node(line, "int" if value.lstrip("-").isdigit() else "float", str(value))
+        return _Node(line, "null", "null") if value is None else _Node(line, "str", str(value))
+
+    def _yaml(self) -> _Node | None:
+        """Return what the text says; None after noting a problem."""
+        import yaml
+
+        def node(raw: yaml.Node) -> _Node:
+            kind = raw.tag.rpartition(":")[2]
+            line = raw.start_mark.line + 1
+            if isinstance(raw, yaml.MappingNode):
+                named = [(k.value if isinstance(k, yaml.ScalarNode) else "?", v) for k, v in raw.value]
+                return _Node(line, kind, items=[(name, node(value)) for name, value in named])
+            return _Node(line, kind, raw.value if isinstance(raw, yaml.ScalarNode) else "")
 
         try:
-            node = yaml.compose(self.text, Loader=yaml.SafeLoader)
+            composed = yaml.compose(self.text, Loader=yaml.SafeLoader)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
             self._problem(
@@ -201,36 +280,22 @@ class _Reader:
                 error.problem or "the text cannot be read",
                 "Correct the line below",
             )
-            return
+            return None
         except yaml.YAMLError as error:
             self._problem("sysctl-syntax", "Not valid YAML or JSON", 1, str(error), "Correct the input")
-            return
-        if node is None:
+            return None
+        if composed is None:
             raise self._empty()
-        if not isinstance(node, yaml.MappingNode):
-            self._problem(
-                "sysctl-syntax",
-                "Not a mapping of settings",
-                node.start_mark.line + 1,
-                "The input must map names to values",
-                "Write lines such as 'vm.swappiness: 1'",
-            )
-            return
-        for key_node, value_node in node.value:
-            self._read_entry(key_node.value if isinstance(key_node, yaml.ScalarNode) else "?", value_node)
+        return node(composed)
 
-    def _read_entry(self, key: str, node: object) -> None:
-        import yaml
-
-        assert isinstance(node, yaml.Node)
-        line = node.start_mark.line + 1
-        if not isinstance(node, yaml.MappingNode):
+    def _read_entry(self, key: str, node: _Node) -> None:
+        if node.kind != "map":
             value = self._scalar(key, node)
             if value is not None:
-                self._add(line, key, value, None, False)
+                self._add(node.line, key, value, None, False)
             return
-        names = [k.value if isinstance(k, yaml.ScalarNode) else "?" for k, _ in node.value]
-        fields = dict(zip(names, (v for _, v in node.value), strict=True))
+        names = [name for name, _ in node.items]
+        fields = dict(node.items)
         unknown = sorted(set(names) - _FIELDS)
         twice = next((name for name in names if names.count(name) > 1), None)
         if unknown or twice or "value" not in fields:
@@ -239,7 +304,7 @@ class _Reader:
             self._problem(
                 "sysctl-bad-entry",
                 "The entry cannot be read",
-                line,
+                node.line,
                 what,
                 "Use value, policy and optional, each once",
                 key,
@@ -247,13 +312,12 @@ class _Reader:
             return
         policy: Policy | None = None
         if "policy" in fields:
-            scalar = isinstance(fields["policy"], yaml.ScalarNode)
-            word = str(fields["policy"].value) if scalar else fields["policy"].id
+            word = fields["policy"].text or fields["policy"].kind
             if word not in list(Policy):
                 self._problem(
                     "sysctl-bad-policy",
                     "Unknown policy",
-                    fields["policy"].start_mark.line + 1,
+                    fields["policy"].line,
                     f"'{word}' is not a policy",
                     "Use 'set', or 'raise' for a limit that must never become lower",
                     key,
@@ -262,30 +326,25 @@ class _Reader:
             policy = Policy(word)
         optional = False
         if "optional" in fields:
-            if fields["optional"].tag != "tag:yaml.org,2002:bool":
+            if fields["optional"].kind != "bool":
                 self._problem(
                     "sysctl-bad-entry",
                     "The entry cannot be read",
-                    line,
+                    node.line,
                     "'optional' is true or false",
                     "Write 'optional: true'",
                     key,
                 )
                 return
-            optional = str(fields["optional"].value).lower() in ("true", "yes", "on", "y")
+            optional = fields["optional"].text.lower() in ("true", "yes", "on", "y")
         value = self._scalar(key, fields["value"])
         if value is not None:
-            self._add(fields["value"].start_mark.line + 1, key, value, policy, optional)
+            self._add(fields["value"].line, key, value, policy, optional)
 
-    def _scalar(self, key: str, node: object) -> str | None:
+    def _scalar(self, key: str, node: _Node) -> str | None:
         """Return a value as the text that the kernel gets, or None after noting the problem."""
-        import yaml
-
-        assert isinstance(node, yaml.Node)
-        line = node.start_mark.line + 1
-        kind = node.tag.rpartition(":")[2]
-        text = str(node.value)
-        if kind == "str" or (kind == "int" and re.fullmatch(r"-?(0|[1-9][0-9]*)", text)):
+        text = node.text
+        if node.kind == "str" or (node.kind == "int" and re.fullmatch(r"-?(0|[1-9][0-9]*)", text)):
             return text
         wrong = {
             "bool": (f"'{text}' is a boolean", "Write 1 or 0"),
@@ -295,16 +354,9 @@ class _Reader:
             "map": ("The value is a mapping", "Write a number or a text in quotes"),
             "seq": ("The value is a list", "Write the fields in one text: '4096 87380 6291456'"),
         }
-        why, suggestion = wrong.get(
-            kind,
-            (
-                f"'{text}' is of type {kind}"
-                if isinstance(node, yaml.ScalarNode)
-                else f"It is of type {kind}",
-                "Write a number or a text in quotes",
-            ),
-        )
-        self._problem("sysctl-bad-type", "The value has the wrong type", line, why, suggestion, key)
+        what = f"'{text}' is of type {node.kind}" if text else f"It is of type {node.kind}"
+        why, suggestion = wrong.get(node.kind, (what, "Write a number or a text in quotes"))
+        self._problem("sysctl-bad-type", "The value has the wrong type", node.line, why, suggestion, key)
         return None
 
 
