@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from benchmarks import provisioning, startup
 from benchmarks.figures import Figure, table
+from testbed import TestbedError
+from testbed.tools import unwind_when_ended
 
 GROUPS = {"startup": startup.measure, "provisioning": provisioning.measure}
 
@@ -15,12 +18,21 @@ def main() -> int:
     """Measure the groups asked for, all by default."""
     parser = argparse.ArgumentParser(description="Measure the figures that Zernel promises.")
     parser.add_argument("group", nargs="*", choices=[[], *GROUPS], default=[], help=", ".join(GROUPS))
+    groups = parser.parse_args().group or GROUPS
+    unwind_when_ended()
     figures: list[Figure] = []
-    for group in parser.parse_args().group or GROUPS:
+    failed = False
+    for group in groups:
         print(f"measuring: {group}", flush=True)
-        figures += GROUPS[group]()
+        try:
+            for figure in GROUPS[group]():
+                # What was measured before a failure took minutes: it is shown.
+                figures.append(figure)
+        except TestbedError as error:
+            print(error.render(), file=sys.stderr, flush=True)
+            failed = True
     print("\n" + table(figures))
-    return 1 if any(figure.verdict == "MISSED" for figure in figures) else 0
+    return 1 if failed or any(figure.verdict == "MISSED" for figure in figures) else 0
 
 
 if __name__ == "__main__":

@@ -6,15 +6,16 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import signal
 import subprocess
 import sys
 import time
 from urllib.request import urlopen
 
 from demo import provision
-from testbed import Guest, GuestSpec, TestbedError, image
+from testbed import Guest, GuestSpec, TestbedError, image, qemu
 from testbed.detached import Detached
+from testbed.errors import from_oserror
+from testbed.tools import require, unwind_when_ended
 
 NAME = "demo"
 MEMORY_METRIC = "zernel_gpu_memory_used_bytes"
@@ -27,11 +28,12 @@ def main() -> int:
         "--since", type=float, default=time.time(), help="when the demo began (seconds, Unix time)"
     )
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    unwind_when_ended()
     try:
         return _demo(args.since)
-    except (TestbedError, provision.PlaybookError, OSError, subprocess.SubprocessError, ValueError) as error:
-        print(f"\nERROR: demo: It did not finish\n  {error}", file=sys.stderr)
+    except (TestbedError, OSError, subprocess.SubprocessError, ValueError) as raised:
+        error = raised if isinstance(raised, TestbedError) else _unforeseen(raised)
+        print(f"\n{error.render()}", file=sys.stderr)
         if Detached(NAME).state():
             print(
                 "\nThe guest is left running: make demo-ssh logs in, make demo-down stops it.",
@@ -44,10 +46,18 @@ def main() -> int:
         return 130
 
 
+def _unforeseen(error: Exception) -> TestbedError:
+    if isinstance(error, OSError):
+        return from_oserror(error, "finish the demo")
+    return TestbedError("Cannot finish the demo", str(error), suggestion="Look at the guest: make demo-ssh")
+
+
 def _demo(began: float) -> int:
     def step(words: str) -> None:
         print(f"\n== {words} ({time.time() - began:.0f} s)", flush=True)
 
+    # Before a minute is spent on an image that nothing could boot
+    require(qemu.PROGRAM, "setpriv", "ssh")
     demo = Detached(NAME)
     step("Debian 13 guest image")
     guest_image = image.ensure(image.Recipe.for_machine(image.KERNEL_SERIES))

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from testbed import Guest
+from testbed import Guest, TestbedError
+from testbed.tools import tail
 
 REPO = Path(__file__).resolve().parents[2]
 PLAYBOOK = REPO / "playbooks/site.yml"
@@ -27,8 +28,8 @@ class Run:
     changed: int
 
 
-class PlaybookError(Exception):
-    """The playbook failed; its output has been shown."""
+class PlaybookError(TestbedError):
+    """The playbook failed. ``log`` is the end of its output."""
 
 
 def site(inventory: Path, arguments: Sequence[str] = (), *, quiet: bool = False) -> Run:
@@ -44,18 +45,23 @@ def site(inventory: Path, arguments: Sequence[str] = (), *, quiet: bool = False)
         str(PLAYBOOK),
     ]
     start = time.monotonic()
-    recap = ""
+    output: list[str] = []
     with subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         for line in process.stdout:
             if not quiet:
                 sys.stdout.write(line)
                 sys.stdout.flush()
-            if "changed=" in line and "unreachable=" in line:
-                recap += line
+            output.append(line)
     if process.returncode != 0:
-        raise PlaybookError(f"ansible-playbook ended with status {process.returncode}\n{recap}")
-    changed = sum(int(word.split("=")[1]) for word in recap.split() if word.startswith("changed="))
+        raise PlaybookError(
+            "The playbook failed",
+            f"ansible-playbook {PLAYBOOK} ended with status {process.returncode}",
+            log=tail("".join(output), 25),
+            suggestion="The task before the recap names the cause; correct it and run the same command again",
+        )
+    recap = [line for line in output if "changed=" in line and "unreachable=" in line]
+    changed = sum(int(word.split("=")[1]) for word in " ".join(recap).split() if word.startswith("changed="))
     return Run(time.monotonic() - start, changed)
 
 

@@ -16,9 +16,11 @@ from typing import TypeVar
 import pytest
 import yaml
 
-from testbed import CommandError, Guest, GuestSpec, TestbedError, boot_network
+from testbed import CommandError, Guest, GuestSpec, TestbedError, boot_network, image
+from testbed.cache import Cache
 from testbed.cli import main
 from testbed.detached import Detached
+from testbed.errors import DiskFullError
 from testbed.image import KERNEL_SERIES, Image
 from testbed.inventory import write
 
@@ -115,6 +117,27 @@ def test_a_guest_that_never_answers_is_given_up_with_its_last_words(guest_image:
     spec = GuestSpec(name="mute", kernel_options="init=/bin/sh quiet", boot_timeout=12)
     with pytest.raises(TestbedError, match=r"(?s)did not answer over SSH in time.*\| .*Suggestion"):
         Guest.boot(spec, image=guest_image)
+
+
+class _Hopeful(Cache):
+    """A cache that starts a build however little room there is."""
+
+    def ensure(self, kind: str, key: str, build: Callable[[Path], None], needs_mib: int) -> Path:
+        return super().ensure(kind, key, build, 0)
+
+
+@pytest.mark.parametrize("mib", [48, 160])
+def test_a_disk_that_fills_up_while_the_image_is_built_is_named_and_cleaned(tmp_path: Path, mib: int) -> None:
+    """In the smaller one there is no room for the package lists, in the larger one none for the packages."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m", "none", tmp_path], check=True)
+    try:
+        with pytest.raises(
+            DiskFullError, match=r"(?s)Cannot build the guest image: the disk is full.*Suggestion"
+        ):
+            image.ensure(cache=_Hopeful(tmp_path))
+        assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".lock-")] == []
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 def test_guests_reach_each_other_on_their_private_network(guest_image: Image) -> None:

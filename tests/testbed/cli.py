@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -17,15 +16,13 @@ from testbed.errors import TestbedError, from_oserror
 from testbed.guest import BOOT_TIMEOUT, Guest, GuestSpec
 from testbed.inventory import write
 from testbed.qemu import Disk
-from testbed.tools import environment, require
+from testbed.tools import environment, require, unwind_when_ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 done, 1 failed, 2 wrong usage, 130 after Ctrl-C."""
     args = _parser().parse_args(argv)
-    # The default action would end us without running any clean-up.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, _frame: sys.exit(128 + received))
+    unwind_when_ended()
     try:
         return int(args.run(args))
     except TestbedError as error:

@@ -84,7 +84,7 @@ class Detached:
                     suggestion=f"python3 -m testbed down --name {self.name}, or choose another --name",
                 )
             self._remove()
-            self.directory.mkdir(parents=True)
+            self.directory.mkdir()
             if len(str(self.files.control)) > 100:
                 raise TestbedError(
                     "The clone's path is too long for a socket",
@@ -93,11 +93,6 @@ class Detached:
                 )
             try:
                 guest = Guest.boot(spec, image=image, directory=self.directory)
-            except BaseException:
-                # The serial log stays: it is what the error points at.
-                self._state_file.unlink(missing_ok=True)
-                raise
-            try:
                 state = State(
                     name=self.name,
                     pid=guest.process.pid,
@@ -113,10 +108,12 @@ class Detached:
                 partial = self._state_file.with_suffix(".partial")
                 partial.write_text(json.dumps(asdict(state), indent=2) + "\n")
                 partial.replace(self._state_file)
+                guest.detach()
             except BaseException:
-                guest.close(clean=False)
+                self._end()
+                # The serial log stays: its end alone is in the error.
+                self._state_file.unlink(missing_ok=True)
                 raise
-            guest.detach()
             return state
 
     def guest(self) -> Guest:
@@ -147,25 +144,27 @@ class Detached:
             if state:
                 self.guest().close()
             self._remove()
-        with suppress(OSError):
-            self.root.rmdir()  # stays while another guest is in it
         return state is not None
 
     def _remove(self) -> None:
+        """Remove all there is of the guest, a QEMU too whose command was killed before it wrote the state."""
+        self._end()
         if self.directory.exists():
             shutil.rmtree(self.directory)
+
+    def _end(self) -> None:
+        if process := qemu.Process.recorded(self.files):
+            process.end(self.files)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Let one command at a time start or stop this guest."""
         self.root.mkdir(parents=True, exist_ok=True)
-        path = self.root / f".{self.name}.lock"
-        with path.open("w") as lock:
+        # The file stays for ever: were it removed, one that waits for it and one that comes later would each
+        # hold a lock of their own.
+        with (self.root / f".{self.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
+            yield
 
 
 def every(root: Path = ROOT) -> list[Detached]:

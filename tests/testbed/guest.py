@@ -24,7 +24,7 @@ from testbed import kvm, qemu, ssh
 from testbed.errors import TestbedError, disk_full, from_oserror
 from testbed.image import Image
 from testbed.network import MAX_GUESTS, PrivateNetwork, free_port
-from testbed.tools import require, tail
+from testbed.tools import require, signals_held, tail
 
 # Ten times what an emulated boot takes on an idle machine: others may be booting too
 BOOT_TIMEOUT = 300.0
@@ -38,6 +38,8 @@ _KERNEL_OPTIONS = (
 # What provisioning writes to a guest, with room to spare
 _SCRATCH_MIB = 1024
 _RUN_PREFIX = "zernel-guest-"
+# The name of such a directory until it is locked
+_UNLOCKED_PREFIX = "zernel-new-guest-"
 _FATAL = re.compile(r"Kernel panic - not syncing|Attempted to kill init|VFS: Unable to mount root fs")
 # QEMU's words when another process took the port since free_port() looked
 _PORT_TAKEN = "Could not set up host forwarding rule"
@@ -233,17 +235,21 @@ class Guest:
             *([f"QEMU says: {messages}"] if messages else []),
             "The end of the guest's serial console:",
             log=log,
-            suggestion=_suggestion(log, messages),
+            suggestion=_suggestion(log, messages, self.process.alive()),
         )
 
 
-def _suggestion(log: str, messages: str) -> str:
+def _suggestion(log: str, messages: str, running: bool) -> str:
     if "Unable to mount root fs" in log or "does not exist.  Dropping to a shell" in log:
         return "Build virtio_blk and ext4 into the kernel, or give its initrd; check root= in --append"
     if "Cannot allocate memory" in messages or "cannot set up guest memory" in messages:
         return "Give the guest less memory with --memory"
     if "Kernel panic" in log:
         return "The lines above name the cause; try --kernel debian to see whether it is the kernel"
+    if "kvm" in messages.lower():
+        return "Boot it emulated, with --accel tcg"
+    if not running:
+        return "What QEMU says above names the cause; if nothing, see dmesg: was it ended for want of memory?"
     return "If the guest was still starting, the machine is busy: try again, with a longer --timeout"
 
 
@@ -283,19 +289,19 @@ def _boot_all(
     guests: list[Guest] = []
     started = time.monotonic()
     try:
-        # All are started before the first is waited for.
-        for index, spec in enumerate(specs, 1):
-            place = (network, index) if network else None
-            guests.append(_start(spec, image, place, directory, serial_log))
-        for guest in guests:
-            guest._wait_for_ssh(started + guest.spec.boot_timeout)
-            guest.boot_seconds = round(time.monotonic() - started, 1)
-    except BaseException as error:
-        for guest in guests:
-            guest.close(clean=False)
-        if isinstance(error, OSError):
-            raise from_oserror(error, "boot the guest") from error
-        raise
+        with ExitStack() as undo:
+            # All are started before the first is waited for.
+            for index, spec in enumerate(specs, 1):
+                place = (network, index) if network else None
+                guest = _start(spec, image, place, directory, serial_log, undo.enter_context(ExitStack()))
+                undo.callback(guest.close, clean=False)
+                guests.append(guest)
+            for guest in guests:
+                guest._wait_for_ssh(started + guest.spec.boot_timeout)
+                guest.boot_seconds = round(time.monotonic() - started, 1)
+            undo.pop_all()
+    except OSError as error:
+        raise from_oserror(error, "boot the guest") from error
     return guests
 
 
@@ -305,26 +311,30 @@ def _start(
     network: tuple[PrivateNetwork, int] | None,
     directory: Path | None,
     serial_log: Path | None,
+    cleanup: ExitStack,
 ) -> Guest:
-    """Start QEMU; the guest that is returned need not answer yet."""
+    """Start QEMU; the guest that is returned need not answer yet.
+
+    ``cleanup`` ends QEMU from its first moment, also when we are interrupted before we return.
+    """
     kernel = _kernel(spec, image)
     use_kvm = kvm.usable(image) if spec.kvm is None else spec.kvm
     machine = qemu.Machine(spec.cpus, spec.memory_mib, spec.numa_nodes, spec.disks, use_kvm)
-    with ExitStack() as cleanup:
-        files = qemu.Files(directory or cleanup.enter_context(_run_directory()))
-        if serial_log:
-            cleanup.callback(_keep, files.serial, serial_log)
-        for _ in range(5):
-            port = free_port()
-            argv = qemu.command(spec.name, machine, kernel, image.disk, port, files, network)
+    files = qemu.Files(directory or cleanup.enter_context(_run_directory()))
+    if serial_log:
+        cleanup.callback(_keep, files.serial, serial_log)
+    for _ in range(5):
+        port = free_port()
+        argv = qemu.command(spec.name, machine, kernel, image.disk, port, files, network)
+        with signals_held():
             process = qemu.start(argv, files, survives=directory is not None)
-            if _is_up(process, files) or _PORT_TAKEN not in files.messages.read_text(errors="replace"):
-                break
-        # Also when we are interrupted on the way to the caller.
-        cleanup.callback(process.end, files)
-        address = ssh.Address(port, image.private_key, image.known_hosts)
-        private = PrivateNetwork.address(network[1]) if network else None
-        return Guest(spec, image, files, process, address, private, kvm=use_kvm, _cleanup=cleanup.pop_all())
+            cleanup.callback(process.end, files)
+            process.record(files)
+        if _is_up(process, files) or _PORT_TAKEN not in files.messages.read_text(errors="replace"):
+            break
+    address = ssh.Address(port, image.private_key, image.known_hosts)
+    private = PrivateNetwork.address(network[1]) if network else None
+    return Guest(spec, image, files, process, address, private, kvm=use_kvm, _cleanup=cleanup)
 
 
 def _is_up(process: qemu.Process, files: qemu.Files, timeout: float = 30.0) -> bool:
@@ -375,13 +385,15 @@ def _keep(serial: Path, target: Path) -> None:
 @contextmanager
 def _run_directory() -> Iterator[Path]:
     """Yield a directory that is gone afterwards. Its lock says that its owner is alive."""
-    path = Path(tempfile.mkdtemp(prefix=_RUN_PREFIX))
-    with (path / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
+    path = Path(tempfile.mkdtemp(prefix=_UNLOCKED_PREFIX))
+    try:
+        with (path / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # Only under this name does sweep() look at it: it never sees one that is not locked yet.
+            path = path.rename(path.with_name(path.name.replace(_UNLOCKED_PREFIX, _RUN_PREFIX, 1)))
             yield path
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def sweep() -> None:

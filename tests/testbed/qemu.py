@@ -91,6 +91,11 @@ class Files:
     def control(self) -> Path:
         return self.directory / "qmp"
 
+    @property
+    def process(self) -> Path:
+        """Which process it is."""
+        return self.directory / "process"
+
 
 def command(
     name: str,
@@ -143,6 +148,18 @@ class Process:
         """Return the running process with this id."""
         return cls(pid, start_time(pid) or 0)
 
+    @classmethod
+    def recorded(cls, files: Files) -> Process | None:
+        """Return the process that ``record`` wrote down last, running or not."""
+        with suppress(OSError, ValueError):
+            pid, started = map(int, files.process.read_text().split())
+            return cls(pid, started)
+        return None
+
+    def record(self, files: Files) -> None:
+        """Write down which process it is, for those who come when this one's starter is gone."""
+        files.process.write_text(f"{self.pid} {self.started}\n")
+
     def alive(self) -> bool:
         if start_time(self.pid) == self.started:
             return True
@@ -176,7 +193,7 @@ def start(argv: list[str], files: Files, *, survives: bool) -> Process:
     """Start QEMU in a session of its own, so that Ctrl-C does not reach it.
 
     Unless it ``survives``, it also dies when the calling thread does, even by SIGKILL: start it from a
-    thread that lives as long as the guest.
+    thread that lives as long as the guest. Call it within ``signals_held``, and see to its end there.
     """
     require(PROGRAM, "setpriv")
     with files.messages.open("wb") as messages:

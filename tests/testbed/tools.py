@@ -7,8 +7,10 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from testbed.errors import TestbedError, disk_full
@@ -128,6 +130,42 @@ def build(
         if shutil.disk_usage(log.parent).free < _FULL:
             raise disk_full(doing, f"{argv[0]} ended with status {process.returncode}")
         raise _failure(str(argv[0]), process.returncode, messages, doing, suggestion)
+
+
+def unwind_when_ended() -> None:
+    """Let SIGTERM and a terminal that hangs up unwind us, as Ctrl-C does.
+
+    Their default action would end us without any clean-up.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # nohup ignores one of them, and means it.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda received, _frame: sys.exit(128 + received))
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Let Ctrl-C and orders to end wait until the block is done.
+
+    What the block starts is then always known to those who end it: an exception out of a signal handler would
+    come between a process and its being written down.
+    """
+    came: list[int] = []
+    before = {}
+    try:
+        # Only there are Python's handlers run.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                # One that is ignored stays so, and one that would end us without any clean-up does.
+                if callable(handler := signal.getsignal(number)):
+                    before[number] = handler
+                    signal.signal(number, lambda received, _frame: came.append(received))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _failure(program: str, status: int, messages: str, doing: str, suggestion: str) -> TestbedError:
