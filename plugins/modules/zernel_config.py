@@ -63,6 +63,7 @@ from ansible_collections.zernel.fleet.plugins.module_utils._zernel import (
     run_program,
 )
 
+
 def default_text(program):
     """Return the file that the package brings: every setting with its default, explained."""
     rc, out, _err = run_program([program, "--dump-config"])

@@ -44,8 +44,8 @@ options:
     default: {}
   sysctl:
     description:
-      - The kernel parameters that will be set, see O(zernel.fleet.zernel_sysctl#module:settings). They are planned
-        against the running kernel.
+      - The kernel parameters that will be set, see O(zernel.fleet.zernel_sysctl#module:settings). They are
+        planned against the running kernel.
     type: dict
     default: {}
   multikernel:
@@ -55,7 +55,8 @@ options:
     suboptions:
       instances:
         description:
-          - Whether instances are declared, which takes a kernel that has the multikernel file system, or a simulation.
+          - Whether instances are declared, which takes a kernel that has the multikernel file system, or a
+            simulation.
         type: bool
         default: false
       simulate:
@@ -146,8 +147,11 @@ LISTEN = "0A"
 IN_THE_WAY = {"0100007F", "00000000", "0000000000000000FFFF00000100007F", "0" * 32}
 PROPOSAL = ("host_cpus", "pool_size", "pool_base")
 NO_MULTIKERNEL = (
-    "zernel_multikernel_instances declares instances, and the running kernel has no multikernel file system. Boot a "
-    "multikernel kernel, or set zernel_multikernel_simulate to true to try the instances without one."
+    "zernel_multikernel_instances declares instances, and the running kernel has no multikernel file system. "
+    "Boot a multikernel kernel, or set zernel_multikernel_simulate to true to try them without one."
+)
+REAL_MULTIKERNEL = (
+    "This host's kernel has the multikernel file system itself. Set zernel_multikernel_simulate to false."
 )
 DAEMONS = {"scheduler": "zernel.scheduler.daemon", "observe": "zernel.observe.daemon"}
 MODULES = "usr/lib/python3/dist-packages"
@@ -297,10 +301,7 @@ class Agent:
         except (KeyError, TypeError):
             return ["The agent cannot look at this host's hardware (status %d): %s" % (rc, text)]
         if has_it and wanted["simulate"]:
-            return [
-                "This host's kernel has the multikernel file system itself. "
-                "Set zernel_multikernel_simulate to false."
-            ]
+            return [REAL_MULTIKERNEL]
         if not has_it and not wanted["simulate"]:
             return [NO_MULTIKERNEL] if wanted["instances"] else []
         return sentences("Kernel instances", errors)

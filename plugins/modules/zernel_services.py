@@ -14,8 +14,8 @@ description:
   - Enables, starts, stops, restarts or reloads systemd services, several in one task and in the given order.
   - Unlike M(ansible.builtin.systemd_service) it looks at all of them in one call, fails with the end of the
     service's journal, and takes a service that systemd skipped because of an unmet condition for a failure.
-  - A reload is waited for. It fails where the service kept its old settings, and becomes a restart where the service
-    says that some of them need one.
+  - A reload is waited for. It fails where the service kept its old settings, and becomes a restart where the
+    service says that some of them need one.
 options:
   services:
     description:

@@ -21,8 +21,8 @@ from testbed.inventory import write
 
 CLONE = Path(__file__).parents[2]
 LISTING = """
-find /etc /usr /opt /boot /var/lib /var/cache/zernel -xdev -type f ! -path '/var/lib/systemd/*' ! -name '*.pyc' \\
-  -printf '%p %m %s %T@\\n' 2>/dev/null | sort
+find /etc /usr /opt /boot /var/lib /var/cache/zernel -xdev -type f \\
+  ! -path '/var/lib/systemd/*' ! -name '*.pyc' -printf '%p %m %s %T@\\n' 2>/dev/null | sort
 sysctl vm.swappiness net.core.rmem_max
 """
 

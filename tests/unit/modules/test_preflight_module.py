@@ -85,9 +85,7 @@ def test_a_port_on_all_addresses_is_a_reason(module: Run, package: Path, address
 
 
 def test_what_is_no_port_number_does_not_stop_the_check(module: Run, package: Path) -> None:
-    result = module(
-        "zernel_preflight", package=str(package), releases=["99"], ports={"a.service": "ninety"}
-    )
+    result = module("zernel_preflight", package=str(package), releases=["99"], ports={"a.service": "ninety"})
     reasons(result, "Zernel works on Debian 99.")
 
 

@@ -117,7 +117,7 @@ def test_settings_that_need_a_restart_get_one(module: Run, units: Path) -> None:
 
 
 def test_a_service_that_keeps_its_old_settings_is_a_failure(module: Run, units: Path) -> None:
-    (units / "b.service.next").write_text("settings NOT reloaded: Port 9091 is already taken; gpu_mem attached")
+    (units / "b.service.next").write_text("settings NOT reloaded: Port 9091 is already taken; gpu_mem")
     result = module("zernel_services", services=[service("b", state="reloaded")])
     assert result["failed"]
     assert "keeps its old settings: settings NOT reloaded: Port 9091 is already taken" in result["msg"]
