@@ -83,14 +83,14 @@ class Detached:
                     f"A guest {self.name!r} is running already",
                     suggestion=f"python3 -m testbed down --name {self.name}, or choose another --name",
                 )
-            self._remove()
-            self.directory.mkdir()
             if len(str(self.files.control)) > 100:
                 raise TestbedError(
                     "The clone's path is too long for a socket",
                     str(self.files.control),
                     suggestion="Clone to a shorter path, or give --state a shorter directory",
                 )
+            self._remove()
+            self.directory.mkdir()
             try:
                 guest = Guest.boot(spec, image=image, directory=self.directory)
                 state = State(
@@ -111,8 +111,10 @@ class Detached:
                 guest.detach()
             except BaseException:
                 self._end()
-                # The serial log stays: its end alone is in the error.
                 self._state_file.unlink(missing_ok=True)
+                # A serial log stays: its end alone is in the error.
+                if not self.files.serial.exists():
+                    self._remove()
                 raise
             return state
 

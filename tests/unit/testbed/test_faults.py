@@ -236,6 +236,19 @@ def test_a_boot_that_fails_says_why_and_leaves_nothing_running(
     assert Detached("fails", tmp_path / "state").state() is None
 
 
+def test_a_detached_guest_that_is_refused_before_its_start_leaves_no_directory(
+    fake_qemu: FakeQemu, tmp_path: Path
+) -> None:
+    place = Detached("refused", tmp_path / "state")
+    with pytest.raises(TestbedError, match="is not a file"):
+        place.boot(GuestSpec(kernel=tmp_path / "none", kvm=False), fake_qemu.image())
+    deep = Detached("refused", tmp_path / "state" / ("x" * 100))
+    with pytest.raises(TestbedError, match="too long for a socket"):
+        deep.boot(GuestSpec(kvm=False), fake_qemu.image())
+    assert not place.directory.exists()
+    assert not deep.directory.exists()
+
+
 def test_whoever_waits_for_a_guests_lock_shares_it_with_whoever_comes_later(tmp_path: Path) -> None:
     place = Detached("old", tmp_path)
     place.down()
