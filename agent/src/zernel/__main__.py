@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """``python3 -m zernel`` is the ``zernel`` command."""
 
-from zernel.cli.main import main
+import sys
 
-raise SystemExit(main())
+try:
+    from zernel.cli.main import main
+
+    sys.exit(main())
+except KeyboardInterrupt:  # also while the lines above still import
+    sys.exit(130)

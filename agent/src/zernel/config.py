@@ -23,13 +23,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import sys
 import textwrap
 import tomllib
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from zernel.errors import Location, Problem, ZernelError, fail
+from zernel.errors import Location, Problem, ZernelError, fail, os_suggestion
 
 T = TypeVar("T")
 
@@ -81,7 +82,7 @@ def load(schema: type[T], path: Path, *, required: bool = False) -> T:
             "Cannot read the configuration",
             subject=str(path),
             explanation=error.strerror or str(error),
-            suggestion="Run as root, or make the file readable for this user",
+            suggestion=os_suggestion(error, "Name a file that this user can read"),
         ) from error
     if len(raw) > MAX_BYTES:
         raise fail(
@@ -122,6 +123,16 @@ def parse(schema: type[T], text: str, file: str = "<text>") -> T:
             explanation=str(error),
             suggestion="Correct the line below; the output of --dump-config shows a valid file",
             location=_location(text, file, line),
+        ) from None
+    except ValueError:
+        # The one other than TOMLDecodeError: Python converts no longer number, against those who send such.
+        raise fail(
+            "config-syntax",
+            "The configuration has a number of too many digits",
+            subject=file,
+            explanation=f"At most {sys.get_int_max_str_digits()} digits are read",
+            suggestion="Correct the line below; the output of --dump-config shows a valid file",
+            location=_location(text, file, _line_of_long_number(text)),
         ) from None
     except RecursionError:
         raise fail(
@@ -178,6 +189,20 @@ def _toml(value: Any) -> str:
     return str(value)
 
 
+def _line_of_long_number(text: str) -> int | None:
+    """Return the line of the number that made tomllib give up: the first that does so when it is the last."""
+    lines = text.splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        if len(line) > sys.get_int_max_str_digits():
+            try:
+                tomllib.loads("".join(lines[:number]))
+            except tomllib.TOMLDecodeError:
+                pass  # the lines end within a value, and no number was in the way before
+            except ValueError:
+                return number
+    return None
+
+
 def _location(text: str, file: str, line: int | None) -> Location:
     lines = text.splitlines()
     source = lines[line - 1] if line and line <= len(lines) else None
@@ -225,12 +250,18 @@ class _Reader:
         self, name: str, value: Any, kind: Any, field: dataclasses.Field[Any], line: int | None
     ) -> Any:
         """Return the value when it is acceptable, else None after noting the problem."""
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
         example = f"For example: {field.name} = {_toml(field.default)}"
-        if type(value) is not kind:
+        if type(value) is not kind and not (kind is float and type(value) is int):
             self._problem("config-type", f"'{name}' must be {_KINDS[kind]}", example, line)
             return None
+        accepted = _accepted(field) or "a finite number"
+        if type(value) is int and value.bit_length() > 64:
+            # TOML promises no more; and from some size on, Python makes neither a float nor a text of it.
+            category = f"'{name}' is a number of more than 64 bits; accepted: {accepted}"
+            self._problem("config-range", category, example, line)
+            return None
+        if kind is float:
+            value = float(value)
         metadata = field.metadata
         low, high, choices = metadata["minimum"], metadata["maximum"], metadata["choices"]
         # Written so that nan, which TOML allows, fails the comparison.
@@ -240,7 +271,6 @@ class _Reader:
             or (choices is not None and value not in choices)
             or value in (float("inf"), float("-inf"))
         ):
-            accepted = _accepted(field) or "a finite number"
             self._problem("config-range", f"'{name}' is {_toml(value)}; accepted: {accepted}", example, line)
             return None
         return value

@@ -8,11 +8,11 @@ current state, the conflict, a suggestion, an alternative, and the file and line
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
+
+from zernel.record import Record
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
+class Location(Record):
     """A place in a file that a person wrote. ``line`` counts from 1; ``source`` is that line's text."""
 
     file: str
@@ -20,8 +20,7 @@ class Location:
     source: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(Record):
     """One finding: an error or a warning.
 
     ``code`` is stable and for programs (kebab-case, e.g. ``cpu-overlap``); all else is for people.
@@ -149,10 +148,13 @@ def from_oserror(error: OSError, doing: str) -> ZernelError:
         "os-error",
         f"Cannot {doing}",
         explanation=f"{error.strerror or error}{where}",
-        suggestion=_OS_SUGGESTIONS.get(
-            error.errno or 0, "Correct what the line above names, then run it again"
-        ),
+        suggestion=os_suggestion(error, "Correct what the line above names, then run it again"),
     )
+
+
+def os_suggestion(error: OSError, otherwise: str) -> str:
+    """Return what to do about an operating-system error, or ``otherwise`` where its number does not tell."""
+    return _OS_SUGGESTIONS.get(error.errno or 0, otherwise)
 
 
 def internal(error: Exception) -> ZernelError:

@@ -8,7 +8,6 @@ import errno
 import fcntl
 import os
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +50,8 @@ def replace(path: Path, text: str, mode: int = 0o644) -> None:
     Missing directories above it are made (0755). A file that is replaced keeps its mode and owner;
     ``mode`` is for a new one. Raises OSError, with the old file still in place.
     """
+    import tempfile  # 8 ms with what it imports, which reading and locking do without
+
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
@@ -81,8 +82,10 @@ def remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, others: str = "is at work") -> Iterator[None]:
     """Hold an exclusive flock on ``path``, which is made when missing and never removed.
+
+    ``others`` completes "Another command ...", for the error.
 
     The kernel drops the lock with the process, so that a killed run leaves nothing to clean up.
 
@@ -91,7 +94,7 @@ def locked(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        _acquire(fd, path)
+        _acquire(fd, path, others)
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield
@@ -99,7 +102,7 @@ def locked(path: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _acquire(fd: int, path: Path) -> None:
+def _acquire(fd: int, path: Path, others: str) -> None:
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:
@@ -110,7 +113,7 @@ def _acquire(fd: int, path: Path) -> None:
                 holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
                 raise fail(
                     "locked",
-                    f"Another command is at work: pid {holder or 'unknown'}",
+                    f"Another command {others}: pid {holder or 'unknown'}",
                     explanation=f"It has held {path} for more than {LOCK_SECONDS:g} seconds",
                     suggestion="Wait for it, or see what it does: "
                     + (f"ps -p {holder} -f" if holder.isdecimal() else f"fuser -v {path}"),

@@ -82,6 +82,9 @@ def test_every_value_survives_a_dump(mode: str, share: float, enabled: bool) -> 
     assert parse(File, dump(file, "x")) == file
 
 
+LONG = "1" * 6000
+
+
 @pytest.mark.parametrize(
     ("text", "code", "words", "line"),
     [
@@ -103,6 +106,12 @@ def test_every_value_survives_a_dump(mode: str, share: float, enabled: bool) -> 
         ("[server]\nport = ", "config-syntax", "not valid TOML", 2),
         ("[server\nport = 1", "config-syntax", "not valid TOML", 1),
         ("[server]\nport = 1\nport = 2", "config-syntax", "not valid TOML", 3),
+        (f"[server]\nmode = '{LONG}'\nport = {LONG}", "config-syntax", "too many digits", 3),
+        (f"# {LONG}\n[server]\nport = [\n1,\n-{LONG}]", "config-syntax", "too many digits", 5),
+        (f"[server]\nport = 0x{LONG}", "config-range", "more than 64 bits; accepted: 1 to 65535", 2),
+        (f"[server]\nshare = -{LONG[:400]}", "config-range", "more than 64 bits", 2),
+        (f"[server]\nfactor = {LONG}.0", "config-range", "finite", 2),
+        (f"[server]\nmode = 0x{LONG}", "config-type", "text in quotes", 2),
     ],
 )
 def test_a_mistake_is_named_with_its_line(text: str, code: str, words: str, line: int) -> None:
@@ -139,6 +148,7 @@ def test_what_is_no_text_file_is_refused(tmp_path: Path) -> None:
         ("binary", "config-not-utf8"),
         ("large", "config-too-large"),
         ("", "config-unreadable"),
+        ("binary/below", "config-unreadable"),
     ):
         with pytest.raises(ZernelError) as caught:
             load(Settings, tmp_path / name)
@@ -146,6 +156,12 @@ def test_what_is_no_text_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ZernelError) as caught:
         load(Settings, tmp_path / "binary")
     assert caught.value.problems[0].locations[0].line == 2
+
+
+def test_a_directory_is_no_matter_of_rights(tmp_path: Path) -> None:
+    with pytest.raises(ZernelError) as caught:
+        load(Settings, tmp_path)
+    assert caught.value.problems[0].suggestion == "Name a file, not a directory"
 
 
 @given(st.text())

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,8 +28,8 @@ def system() -> System:
 
 def change(system: System, index: int, **values: object) -> System:
     instances = list(system.instances)
-    instances[index] = replace(instances[index], **values)  # type: ignore[arg-type]
-    return replace(system, instances=tuple(instances))
+    instances[index] = instances[index].but(**values)  # type: ignore[arg-type]
+    return system.but(instances=tuple(instances))
 
 
 def only(problems: list[Problem], code: str) -> str:
@@ -43,7 +42,7 @@ def test_the_documents_example_is_valid(system: System) -> None:
 
 
 def test_cpu_overlap_in_the_documents_words(system: System) -> None:
-    system = replace(system, instances=system.instances[:2])
+    system = system.but(instances=system.instances[:2])
     system = change(system, 0, cpus=tuple(range(4, 12)))
     assert only(validate(system), "cpu-overlap") == (
         "ERROR: database: CPU allocation conflict with web-server\n"
@@ -182,10 +181,10 @@ def test_misaligned_memory_is_a_warning_with_the_documents_advice(system: System
 
 
 def test_a_device_given_whole_takes_its_parts(system: System) -> None:
-    devices = tuple(replace(device, host_reserved_vf=()) for device in system.resources.devices)
-    system = replace(system, resources=replace(system.resources, devices=devices))
-    whole = replace(system.instances[2], devices=(DeviceUse("eth0"),))
-    system = replace(system, instances=(system.instances[0], whole))
+    devices = tuple(device.but(host_reserved_vf=()) for device in system.resources.devices)
+    system = system.but(resources=system.resources.but(devices=devices))
+    whole = system.instances[2].but(devices=(DeviceUse("eth0"),))
+    system = system.but(instances=(system.instances[0], whole))
     shown = only(validate(system), "device-shared")
     assert "Instance web-server uses eth0:vf1" in shown
     assert "Instance compute requested eth0" in shown
@@ -193,7 +192,7 @@ def test_a_device_given_whole_takes_its_parts(system: System) -> None:
 
 def test_the_sum_of_memory_is_checked(system: System) -> None:
     big = Instance("big", 9, (31,), 0x80000000, 14 * GB)
-    codes = [problem.code for problem in validate(replace(system, instances=(*system.instances, big)))]
+    codes = [problem.code for problem in validate(system.but(instances=(*system.instances, big)))]
     assert "memory-sum" in codes
     (problem,) = (
         p for p in validate(System(system.resources, (*system.instances, big))) if p.code == "memory-sum"

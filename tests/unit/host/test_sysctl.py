@@ -194,6 +194,8 @@ def test_an_optional_key_that_the_kernel_lacks_is_reported(host: FakeHost) -> No
         {"net__ipv4__tcp_rmem": "4096 87380"},
         {"vm__swappiness": "1 2"},
         {"vm__swappiness": "low"},
+        {"vm__swappiness": "1" * 6000},
+        {"vm__nr_hugepages": "1" * 6000},
         {"transparent_hugepage__enabled": "sometimes"},
         {"kernel__core_pattern": {"value": "x", "policy": "raise"}},
     ],

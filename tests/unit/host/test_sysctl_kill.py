@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from zernel.host import files
+from zernel import files
 from zernel.host.sysctl import apply
 from zernel.host.sysctl_input import parse
 from zernel.host.sysctl_knobs import COUNTERPARTS

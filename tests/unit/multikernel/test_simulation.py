@@ -113,10 +113,8 @@ def test_what_is_no_overlay_is_refused_by_the_write(host: Host) -> None:
 
 
 def test_blobs_above_a_mebibyte_are_refused_and_large_ones_are_put_together(host: Host) -> None:
-    filler = Property("filler", (bytes(600_000),))
-
     def blob(size: int) -> bytes:
-        filler.values = (bytes(size),)
+        filler = Property("filler", (bytes(size),))
         operation = Node("instance-remove", properties=[Property("instance-name", ("nobody",)), filler])
         content = Node("fragment@0", children=[Node("__overlay__", children=[operation])])
         return fdt.write(

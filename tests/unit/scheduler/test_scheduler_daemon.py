@@ -20,6 +20,7 @@ import pytest
 
 from zernel import service
 from zernel.config import load
+from zernel.daemon import Settings
 from zernel.errors import ZernelError, fail
 from zernel.scheduler import daemon, loader
 from zernel.scheduler.config import Config
@@ -83,8 +84,8 @@ class Running:
         self.status: int | None = None
         self.failure: BaseException | None = None
         self.manager = service.Service()
-        config = load(Config, path, required=True)
-        self.daemon = daemon.Daemon(config, path, required=True)
+        settings = Settings(Config, path, required=True)
+        self.daemon = daemon.Daemon(settings.load(), settings)
         self.thread = threading.Thread(target=self._serve)
         self.thread.start()
 
@@ -290,7 +291,7 @@ def test_a_taken_port_stops_the_start_before_anything_is_loaded(host: Host, tmp_
     with socket.create_server(("127.0.0.1", 0)) as other:
         path.write_text(f"[telemetry]\nmetrics_port = {other.getsockname()[1]}\n")
         with pytest.raises(ZernelError, match="is already taken") as caught:
-            daemon.Daemon(load(Config, path), path, required=True)
+            daemon.Daemon(load(Config, path), Settings(Config, path))
     assert "metrics_port" in caught.value.problems[0].render()
     assert host.loaded == []
 
@@ -301,7 +302,7 @@ def test_a_host_that_cannot_run_it_frees_the_port(host: Host, tmp_path: Path) ->
     path = tmp_path / "scheduler.toml"
     path.write_text(f"[telemetry]\nmetrics_port = {port}\n")
     with pytest.raises(ZernelError, match="verifier refuses"):
-        daemon.Daemon(load(Config, path), path, required=True)
+        daemon.Daemon(load(Config, path), Settings(Config, path))
     socket.create_server(("127.0.0.1", port)).close()
 
 

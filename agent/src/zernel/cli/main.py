@@ -3,12 +3,12 @@
 
 A verb is a module of this package with ``register(parser)``, which adds its options, and ``run(args)``,
 which returns the exit status: 0 done or valid, 1 refused, invalid or failed; argparse itself exits 2 on
-wrong usage. Only the chosen verb's module is imported, so that starting up stays cheap.
+wrong usage. Only the chosen verb's module is imported, so that starting up stays cheap; what must not be
+imported on the way is in tests/unit/cli/test_startup.py.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
@@ -46,17 +46,30 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    args = _parser(arguments).parse_args(arguments)
-    if args.verb is None:
-        _parser([]).print_help()
-        return 2
-    module = importlib.import_module(VERBS[args.verb][0])
+    if arguments == ["--version"]:
+        print(f"zernel {__version__}")
+        return 0
+    import argparse  # 8 ms, which --version does without
+
+    verb = arguments[0] if arguments else ""
+    if verb not in VERBS:
+        return _without_verb(arguments)
+    place, summary = VERBS[verb]
+    module = importlib.import_module(place)
+    parser = argparse.ArgumentParser(
+        prog=f"zernel {verb}",
+        description=summary,
+        # argparse imports shutil to learn the width, also where no help is printed: 4 ms.
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=_columns() - 2),
+    )
+    module.register(parser)
+    args = parser.parse_args(arguments[1:])
     try:
         return int(module.run(args))
     except ZernelError as error:
         problems = error
     except OSError as error:
-        problems = from_oserror(error, f"finish 'zernel {args.verb}'")
+        problems = from_oserror(error, f"finish 'zernel {verb}'")
     except RecursionError:
         problems = _too_deep()
     except Exception as error:
@@ -64,7 +77,7 @@ def _run(arguments: list[str]) -> int:
             raise
         problems = internal(error)
     try:
-        print_errors(problems, getattr(args, "format", "text"))
+        print_errors(problems, args.format)
     except ZernelError as lost:  # the errors were shown as text; their JSON found no room
         print_errors(lost, "text")
     return 1
@@ -76,17 +89,30 @@ def _too_deep() -> ZernelError:
     )
 
 
-def _parser(arguments: list[str]) -> argparse.ArgumentParser:
-    """Return a parser that knows every verb by name, and the options of the one that is used."""
+def _columns() -> int:
+    """Return the terminal's width as shutil.get_terminal_size does."""
+    try:
+        return int(os.environ["COLUMNS"]) or 80
+    except (KeyError, ValueError):
+        pass
+    try:
+        return os.get_terminal_size(1).columns or 80
+    except OSError:
+        return 80
+
+
+def _without_verb(arguments: list[str]) -> int:
+    """Answer --help, and a command line that does not begin with a verb."""
+    import argparse
+
     parser = argparse.ArgumentParser(prog="zernel", description="Zernel on this host.")
     parser.add_argument("--version", action="version", version=f"zernel {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", title="commands")
-    chosen = next((word for word in arguments if not word.startswith("-")), None)
-    for verb, (module, summary) in VERBS.items():
-        subparser = verbs.add_parser(verb, help=summary, description=summary)
-        if verb == chosen:
-            importlib.import_module(module).register(subparser)
-    return parser
+    verbs = parser.add_subparsers(metavar="COMMAND", title="commands")
+    for verb, (_, summary) in VERBS.items():
+        verbs.add_parser(verb, help=summary)
+    parser.parse_args(arguments)
+    parser.print_help()
+    return 2
 
 
 if __name__ == "__main__":

@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable
 
 from zernel import streams
 from zernel.errors import ZernelError
 
 TYPE_CHECKING = False  # as typing's, whose import would cost every command 3 ms
 if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
     from typing import Any
 
 FORMATS = ("text", "json", "yaml")

@@ -7,9 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from zernel import files
 from zernel.cli.output import add_format_option, print_result
 from zernel.errors import fail, from_oserror
-from zernel.host import files
 from zernel.host.sysctl import Plan, apply, plan
 from zernel.host.sysctl_input import MAX_INPUT, Asked, parse
 

@@ -8,9 +8,6 @@ person who corrects a file should not have to run the command once for every mis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-
 from zernel.devicetree.model import (
     MAX_INSTANCE_ID,
     Cpus,
@@ -25,9 +22,11 @@ from zernel.devicetree.model import (
 from zernel.devicetree.tree import Node, Property, Tree, WrongType
 from zernel.devicetree.units import device_use
 from zernel.errors import Location, Problem
+from zernel.record import Record
 
 TYPE_CHECKING = False  # as typing's, whose import would cost a tenth of the whole command
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from typing import TypeVar
 
     T = TypeVar("T")
@@ -59,7 +58,6 @@ _DEVICE_PROPERTIES = (
 )
 
 
-@dataclass(slots=True)
 class Origins:
     """Where values stood: ("cpus", "available"), ("devices", 0, "pci-id"), ("instances", 2, "cpus") to a
     place.
@@ -67,15 +65,15 @@ class Origins:
     A key without the property's name is the node's place. Numbers count items in the model's order.
     """
 
-    places: dict[tuple[str | int, ...], tuple[Location, ...]] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.places: dict[tuple[str | int, ...], tuple[Location, ...]] = {}
 
     def at(self, *key: str | int) -> tuple[Location, ...]:
         """Return the place of ``key``, or of the node around it, or nothing."""
         return self.places.get(key) or self.places.get(key[:-1], ())
 
 
-@dataclass(slots=True)
-class Interpretation:
+class Interpretation(Record):
     """What a tree says. ``system`` is None when the inventory cannot be read at all."""
 
     system: System | None

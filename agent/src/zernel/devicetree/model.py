@@ -8,7 +8,7 @@ Sizes and addresses are in bytes, CPU numbers are the kernel's logical ones.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from zernel.record import Record
 
 PAGE_BYTES = 0x1000
 MAX_INSTANCE_ID = 511
@@ -17,8 +17,7 @@ MAX_CPU = 8191
 """The highest CPU number that x86-64 Linux can be built for (NR_CPUS 8192)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cpus:
+class Cpus(Record):
     """CPUs: how many there are (numbers 0 to total-1), those that the host keeps, those to give away."""
 
     total: int
@@ -26,8 +25,7 @@ class Cpus:
     available: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(Record):
     """Memory: ``pool_base`` to ``pool_base + pool_bytes`` is to give away."""
 
     total_bytes: int
@@ -41,8 +39,7 @@ class Memory:
         return self.pool_base + self.pool_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(Record):
     """A device of the inventory. ``name`` is its label, ``kind`` its node's name (ethernet, storage, gpu
     ...).
 
@@ -70,8 +67,7 @@ class Device:
         return "GPU" if self.kind in ("gpu", "display") else "other"
 
 
-@dataclass(frozen=True, slots=True)
-class NumaNode:
+class NumaNode(Record):
     """A NUMA node: its number, its memory range and its CPUs."""
 
     node_id: int
@@ -80,8 +76,7 @@ class NumaNode:
     cpus: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Resources:
+class Resources(Record):
     """The hardware inventory: a baseline."""
 
     cpus: Cpus
@@ -90,8 +85,7 @@ class Resources:
     numa_nodes: tuple[NumaNode, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceUse:
+class DeviceUse(Record):
     """What an instance gets of a device: one virtual function, one namespace, or all of it."""
 
     device: str
@@ -110,8 +104,7 @@ class DeviceUse:
         return str(self).replace(":", "_")
 
 
-@dataclass(frozen=True, slots=True)
-class Instance:
+class Instance(Record):
     """A kernel instance and what it owns. ``id`` is None until one is chosen."""
 
     name: str
@@ -130,8 +123,7 @@ class Instance:
         return self.memory_base + self.memory_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class System:
+class System(Record):
     """The full state: a baseline and the instances on it."""
 
     resources: Resources

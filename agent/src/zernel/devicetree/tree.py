@@ -9,21 +9,19 @@ from a blob has a single ``bytes`` value, because a blob does not say what its b
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
 
 from zernel.errors import Location
+from zernel.record import Record
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(Record):
     """``&label`` in the source; ``line`` counts from 1."""
 
     label: str
     line: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Cells:
+class Cells(Record):
     """One ``<...>`` list. ``bits`` is the width of a cell: 32 unless ``/bits/`` said otherwise."""
 
     items: tuple[int | Reference, ...]
@@ -38,8 +36,7 @@ class WrongType(ValueError):
     hold."""
 
 
-@dataclass(slots=True)
-class Property:
+class Property(Record):
     """A property: ``name``, its comma-separated ``values``, and its line (0 when read from a blob)."""
 
     name: str
@@ -118,15 +115,22 @@ class Property:
         return tuple(found)
 
 
-@dataclass(slots=True)
 class Node:
     """A node. ``properties`` and ``children`` keep the order and the duplicates of the source."""
 
-    name: str
-    labels: tuple[str, ...] = ()
-    properties: list[Property] = field(default_factory=list)
-    children: list[Node] = field(default_factory=list)
-    line: int = 0
+    def __init__(
+        self,
+        name: str,
+        labels: tuple[str, ...] = (),
+        properties: list[Property] | None = None,
+        children: list[Node] | None = None,
+        line: int = 0,
+    ) -> None:
+        self.name = name
+        self.labels = labels
+        self.properties = [] if properties is None else properties
+        self.children = [] if children is None else children
+        self.line = line
 
     def get(self, name: str) -> Property | None:
         """Return the property called ``name``, or None."""
@@ -142,14 +146,20 @@ class Node:
         return self.name.partition("@")[0]
 
 
-@dataclass(slots=True)
 class Tree:
     """A whole device tree: its root, its labels, and for source text the file's name and lines."""
 
-    root: Node
-    labels: dict[str, Node] = field(default_factory=dict)
-    file: str | None = None
-    lines: list[str] = field(default_factory=list)
+    def __init__(
+        self,
+        root: Node,
+        labels: dict[str, Node] | None = None,
+        file: str | None = None,
+        lines: list[str] | None = None,
+    ) -> None:
+        self.root = root
+        self.labels = {} if labels is None else labels
+        self.file = file
+        self.lines = [] if lines is None else lines
 
     def location(self, line: int) -> tuple[Location, ...]:
         """Return the place of ``line`` for an error, as a tuple: empty when the tree has no source text."""

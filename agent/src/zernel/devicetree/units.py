@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 from zernel.devicetree.model import MAX_CPU, PAGE_BYTES, DeviceUse
 from zernel.errors import ZernelError, fail
+
+TYPE_CHECKING = False  # as typing's, whose import would cost every command 3 ms
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _SIZE = re.compile(r"(\d{1,20})(?:\.(\d{1,6}))?\s*([KMGT]?)(?:I?B)?", re.IGNORECASE | re.ASCII)

@@ -16,8 +16,8 @@ import subprocess
 import zlib
 from pathlib import Path
 
+from zernel import files
 from zernel.errors import ZernelError, fail
-from zernel.host import files
 
 NO_BTF = "kernel-image-no-btf"
 """The error code for a kernel without type information."""

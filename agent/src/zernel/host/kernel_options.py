@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zernel import files
 from zernel.bpf.btf import Btf
 from zernel.errors import Problem, ZernelError, fail
-from zernel.host import files
 from zernel.host.kernel_image import NO_BTF, btf_of_image
 from zernel.host.kernel_wants import AREAS, WANTS, Want
 

@@ -11,14 +11,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from zernel import files
 from zernel.errors import Problem, ZernelError, fail
-from zernel.host import files, sysctl_record
+from zernel.host import sysctl_record
 from zernel.host.sysctl_input import Asked, Policy
 from zernel.host.sysctl_knobs import COUNTERPARTS, KNOBS, Decision, module_of, policy_of
 from zernel.host.sysctl_live import LiveSettings
 from zernel.host.sysctl_record import FileChange, Record
 
 LOCK_FILE = "var/lib/zernel/tuning.lock"
+
+MAX_DIGITS = 20
+"""Characters of a number: what 64 bits need."""
 
 
 @dataclass
@@ -207,7 +211,7 @@ class _Planner:
             why = ". ".join((problem.category, *problem.explanation))
             return KnobReport(asked.key, asked.value, policy, "unavailable", asked.key, None, None, None, why)
         if asked.location and not problem.locations:
-            problem = replace(problem, locations=(asked.location,))
+            problem = problem.but(locations=(asked.location,))
         self.problems.append(problem)
         return None
 
@@ -230,6 +234,9 @@ class _Planner:
             bad = next((word for word in want if not _is_number(word)), None)
             if bad is not None:
                 why, suggestion = f"'{bad}' is not a whole number", f"Write numbers, as in '{now}'"
+            elif max(map(len, want), default=0) > MAX_DIGITS:
+                why = f"No number of the kernel has more than {MAX_DIGITS} characters"
+                suggestion = f"Write numbers, as in '{now}'"
             elif len(want) != len(have):
                 why = f"The value has {len(want)} {_fields(len(want))}, and the kernel's has {len(have)}"
                 suggestion = f"Write {len(have)} {_fields(len(have))}, as in '{now}'"
@@ -429,7 +436,7 @@ def _rolled_back(
         f"Could not be put back: {', '.join(stuck)}" if stuck else "Every value and file is as it was before"
     )
     if isinstance(error, ZernelError):
-        return ZernelError(*(replace(problem, current_state=outcome) for problem in error.problems))
+        return ZernelError(*(problem.but(current_state=outcome) for problem in error.problems))
     return fail(
         "sysctl-write-failed",
         "The settings could not be written",

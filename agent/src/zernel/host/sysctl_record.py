@@ -16,8 +16,8 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zernel import files
 from zernel.errors import fail
-from zernel.host import files
 from zernel.host.sysctl_live import THP_PREFIX
 
 SYSCTL_FILE = "etc/sysctl.d/99-zernel.conf"

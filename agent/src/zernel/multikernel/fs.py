@@ -12,11 +12,11 @@ import errno
 import os
 import shlex
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from zernel.errors import Problem, ZernelError, fail
 from zernel.multikernel import mounts
+from zernel.record import Record
 
 DEFAULT_ROOT = Path("/sys/fs/multikernel")
 SIMULATED_ROOT = Path("/run/zernel/multikernel")
@@ -28,8 +28,7 @@ SIMULATED_TYPE = "fuse.zernel-simulated"
 _PENDING_SECONDS = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Transaction:
+class Transaction(Record):
     """``overlays/tx_N``: its number, its status (pending, applied, failed or removed), and its overlay."""
 
     id: int
@@ -38,8 +37,7 @@ class Transaction:
     dtbo: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class MultikernelFs:
+class MultikernelFs(Record):
     """An open multikernel file system. ``simulated`` says that no kernel is behind it."""
 
     root: Path
@@ -198,11 +196,9 @@ def labelled(error: ZernelError, fs: MultikernelFs) -> ZernelError:
     """Return the error with the simulation's label, when nothing is real."""
     if fs.label is None:
         return error
-    from dataclasses import replace
-
     label = fs.label
 
     def add(problem: Problem) -> Problem:
-        return problem if label in problem.context else replace(problem, context=(*problem.context, label))
+        return problem if label in problem.context else problem.but(context=(*problem.context, label))
 
     return ZernelError(*(add(problem) for problem in error.problems))

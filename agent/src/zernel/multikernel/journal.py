@@ -10,23 +10,17 @@ next one.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from zernel import files
 from zernel.errors import fail
-
-LOCK_SECONDS = 10.0
-"""How long a command waits for another one: a change takes milliseconds."""
+from zernel.record import Record
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Record):
     """A change in progress: ``create`` or ``delete`` of ``instance`` by an overlay of this SHA-256.
 
     ``before`` are the transactions that there were before the overlay was written.
@@ -46,34 +40,17 @@ class Journal:
         self.directory = state / "multikernel" / (str(root).strip("/").replace("/", "-") or "root")
         self.path = self.directory / "journal.json"
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Hold the lock; raises `ZernelError` with the holder's pid when it stays taken."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        path = self.directory / "lock"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            _acquire(descriptor, path)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-            yield
-        finally:
-            os.close(descriptor)
+        return files.locked(self.directory / "lock", "is changing the instances")
 
     def begin(self, entry: Entry) -> None:
         """Record a change before the kernel is asked for it; on disk when this returns."""
-        temporary = self.path.with_suffix(".new")
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(asdict(entry), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path)
-        self._sync_directory()
+        files.replace(self.path, json.dumps(vars(entry)))
 
     def end(self) -> None:
         """Forget the change: its outcome was read."""
-        self.path.unlink(missing_ok=True)
-        self._sync_directory()
+        files.remove(self.path)
 
     def pending(self) -> Entry | None:
         """Return the change that a command began and did not end, or None."""
@@ -92,13 +69,6 @@ class Journal:
                 suggestion=f"Compare 'zernel show' with what you expect, then remove {self.path}",
             ) from error
 
-    def _sync_directory(self) -> None:
-        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
 
 def _check(entry: Entry) -> None:
     """Raise ValueError unless the entry is one that `Journal.begin` can have written."""
@@ -109,21 +79,3 @@ def _check(entry: Entry) -> None:
             raise ValueError(f"'{name}' is {value!r}, no text")
     if not all(type(number) is int for number in entry.before):
         raise ValueError("'before' holds something that is no number")
-
-
-def _acquire(descriptor: int, path: Path) -> None:
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-                raise fail(
-                    "locked",
-                    f"Another command is changing the instances: pid {holder}",
-                    explanation=f"It has held {path} for more than {LOCK_SECONDS:.0f} seconds",
-                    suggestion=f"Wait for it, or see what it does: ps -p {holder} -f",
-                ) from None
-            time.sleep(0.02)

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import ctypes
 import os
-from dataclasses import dataclass
 from pathlib import Path
+
+from zernel.record import Record
 
 MNT_DETACH = 2
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(Record):
     """One line of /proc/self/mountinfo: where, which file system type, which source."""
 
     path: str

@@ -12,7 +12,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from zernel.devicetree.allocations import check_name
@@ -24,12 +23,12 @@ from zernel.multikernel import allocate, state
 from zernel.multikernel.fs import MultikernelFs, Transaction, labelled
 from zernel.multikernel.journal import Entry, Journal
 from zernel.multikernel.overlay import V1
+from zernel.record import Record
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Record):
     """What ``zernel create`` is asked for. Either ``cpus`` or ``cpu_count`` is given."""
 
     name: str
@@ -41,8 +40,7 @@ class Request:
     id: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Record):
     """What a change did: the instance before and after it (None: not there), and the kernel's transaction.
 
     ``notes`` say what was found of an earlier command that did not finish.
@@ -91,7 +89,7 @@ def create(fs: MultikernelFs, request: Request, *, dry_run: bool, ensure: bool) 
             wire.create(instance),
             lambda: _is_there(fs, wire, instance),
         )
-        return replace(outcome, transaction=transaction, status=fs.instance(instance.name)[1])
+        return outcome.but(transaction=transaction, status=fs.instance(instance.name)[1])
 
 
 def delete(fs: MultikernelFs, name: str, *, dry_run: bool, ensure: bool) -> Outcome:
@@ -130,7 +128,7 @@ def delete(fs: MultikernelFs, name: str, *, dry_run: bool, ensure: bool) -> Outc
             wire.remove(name),
             lambda: name not in fs.instance_names(),
         )
-        return replace(outcome, transaction=transaction)
+        return outcome.but(transaction=transaction)
 
 
 def apply_baseline(
@@ -261,7 +259,7 @@ def not_there(name: str, names: list[str]) -> ZernelError:
         explanation=f"Instances: {', '.join(names) or 'none'}",
         suggestion="Check the name: zernel show",
     )
-    return ZernelError(replace(error.problems[0], did_you_mean=tuple(close)))
+    return ZernelError(error.problems[0].but(did_you_mean=tuple(close)))
 
 
 def _known_baseline(wire: V1, blob: bytes) -> Resources | None:
@@ -276,8 +274,7 @@ def _known_baseline(wire: V1, blob: bytes) -> Resources | None:
 # -- transactions -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Settled:
+class _Settled(Record):
     """What became of a change that an earlier command left: notes for a person, which instance it had
     created, and which one was removed now."""
 
@@ -310,7 +307,7 @@ def _change(fs: MultikernelFs, wire: V1, dry_run: bool) -> Iterator[tuple[Journa
 
 def _noted(error: ZernelError, notes: tuple[str, ...]) -> ZernelError:
     def add(problem: Problem) -> Problem:
-        return replace(problem, note="; ".join(filter(None, (*notes, problem.note))) or None)
+        return problem.but(note="; ".join(filter(None, (*notes, problem.note))) or None)
 
     return ZernelError(*(add(problem) for problem in error.problems))
 
@@ -337,7 +334,7 @@ def _apply(
     too, the journal keeps the entry and the next command tries again.
     """
     before = fs.transactions()
-    entry = replace(entry, overlay=_digest(blob), before=tuple(sorted(before)))
+    entry = entry.but(overlay=_digest(blob), before=tuple(sorted(before)))
     journal.begin(entry)
     refusal: OSError | None = None
     try:
@@ -362,8 +359,7 @@ def _own_transaction(fs: MultikernelFs, entry: Entry) -> Transaction | None:
     return own[0] if len(own) == 1 else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Undone:
+class _Undone(Record):
     """How things stand after a failed change, in words; ``left`` says that a part is there still."""
 
     text: str

@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from zernel.devicetree.model import Instance, System
 from zernel.errors import fail
 from zernel.multikernel.fs import MultikernelFs
 from zernel.multikernel.overlay import V1
+from zernel.record import Record
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(Record):
     """Baseline and instances as read from the kernel, and each instance's status by name.
 
     ``complete`` is False when the baseline was written by another program and holds the pool only.

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zernel import __version__, service, streams
-from zernel.config import load
+from zernel import service
+from zernel.daemon import NOT_APPLIED, Program, Settings, refused
 from zernel.errors import ZernelError, fail
 from zernel.gpu import libcuda
 from zernel.observe.config import DEFAULT_PATH, Config, default_file
@@ -27,36 +26,19 @@ _FIRST_SCAN_S = 2.0
 
 def main() -> int:
     """Run the program and return its exit status."""
-    args = _parser().parse_args()
-    return service.main(lambda: _run(args))
+    return Program(
+        "zerneld",
+        "Zernel's observability daemon: eBPF probes, served to Prometheus.",
+        Config,
+        DEFAULT_PATH,
+        default_file,
+        _run,
+    ).main()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="zerneld", description="Zernel's observability daemon: eBPF probes, served to Prometheus."
-    )
-    parser.add_argument("--config", type=Path, help=f"the settings (default: {DEFAULT_PATH}, if it exists)")
-    act = parser.add_mutually_exclusive_group()
-    act.add_argument("--check-config", action="store_true", help="check the settings and exit")
-    act.add_argument("--dump-config", action="store_true", help="print the default settings and exit")
-    parser.add_argument("--version", action="version", version=f"zerneld {__version__}")
-    return parser
-
-
-def _run(args: argparse.Namespace) -> int:
-    if args.dump_config:
-        streams.write(default_file())
-        return 0
-    path: Path = args.config or DEFAULT_PATH
-    config = load(Config, path, required=args.config is not None)
-    if args.check_config:
-        streams.write(f"{path}: valid\n" if path.exists() else f"{path}: not there; the defaults hold\n")
-        return 0
-    service.setup_logging("zerneld")
+def _run(manager: service.Service, config: Config, settings: Settings[Config]) -> int:
     _preflight()
-    # Before any thread starts: see Service.
-    manager = service.Service()
-    with _Daemon(config, path, required=args.config is not None) as daemon:
+    with _Daemon(config, settings) as daemon:
         daemon.serve(manager)
     return 0
 
@@ -85,14 +67,13 @@ def _preflight() -> None:
 class _Daemon:
     """What runs between start and stop, and what a reload replaces."""
 
-    def __init__(self, config: Config, path: Path, *, required: bool) -> None:
+    def __init__(self, config: Config, settings: Settings[Config]) -> None:
         # Imported here: --check-config and --dump-config need neither libbpf nor prometheus_client.
         from zernel.observe.collector import Collector
         from zernel.observe.gpu_mem import GpuMemory
 
         self._config = config
-        self._path = path
-        self._required = required
+        self._settings = settings
         self._stats_fd: int | None = None
         self._scan = libcuda.ProcessScan()
         self._last_unavailable: str | None = ""
@@ -120,7 +101,7 @@ class _Daemon:
         from zernel.metrics import MetricsServer
 
         return MetricsServer(
-            port, self._collector, lambda: None, setting=f"port in [prometheus] of {self._path}"
+            port, self._collector, lambda: None, setting=f"port in [prometheus] of {self._settings.path}"
         )
 
     def serve(self, manager: service.Service) -> None:
@@ -178,24 +159,21 @@ class _Daemon:
         Return why some are not in use now, None when all are.
         """
         try:
-            new = load(Config, self._path, required=self._required)
+            new = self._settings.load()
             if new.prometheus.port != self._config.prometheus.port:
                 server = self._listen(new.prometheus.port)
                 self._server.close()
                 self._server = server
         except ZernelError as error:
-            for problem in error.problems:
-                log.error("settings not reloaded, the old ones hold: %s", problem.render())
-            # One line: the error may quote the file.
-            return " ".join(f"settings NOT reloaded: {error}".split())
+            return refused(error, log)
         self._measure_cost(new.probes.measure_cost)
         self._config = new
-        log.info("settings reloaded from %s", self._path)
+        log.info("settings reloaded from %s", self._settings.path)
         if new.gpu_mem == self._probe_settings:
             return None
         # Not done here: new tables are empty, so running jobs would from then on seem to hold too little.
-        log.warning("[gpu_mem] of %s changed: restart zerneld to apply it", self._path)
-        return "[gpu_mem] settings NOT applied: restart zerneld"
+        log.warning("[gpu_mem] of %s changed: restart zerneld to apply it", self._settings.path)
+        return f"[gpu_mem] {NOT_APPLIED} zerneld"
 
     def _measure_cost(self, wanted: bool) -> None:
         """Have the kernel count BPF runs, or stop it. Without the right to, run without that figure."""

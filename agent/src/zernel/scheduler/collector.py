@@ -54,6 +54,11 @@ def _state(now: Snapshot) -> Iterator[Any]:
         "1 while this scheduler runs the host's tasks, else 0.",
         int(now.running is not None and now.running.enabled()),
     )
+    yield GaugeMetricFamily(
+        "zernel_scheduler_config_reload_success",
+        "1 when the settings file, as it was last read, is in use; 0 when it was refused.",
+        int(now.settings_in_use),
+    )
     yield CounterMetricFamily("zernel_scheduler_loads", "Times the scheduler was loaded.", now.loads)
     ends = CounterMetricFamily(
         "zernel_scheduler_exits", "Times the kernel ended the scheduler, by cause.", labels=["cause"]

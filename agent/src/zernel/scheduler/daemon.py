@@ -7,15 +7,13 @@ the scheduler and runs every task with its own again.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import socket
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zernel import __version__, service, streams
-from zernel.config import load
+from zernel import service
+from zernel.daemon import Program, Settings, refused
 from zernel.errors import ZernelError
 from zernel.scheduler.config import DEFAULT_PATH, Config, default_file
 
@@ -35,51 +33,33 @@ MAX_RESTARTS_PER_MINUTE = 10
 
 def main() -> int:
     """Run the program and return its exit status."""
-    args = _parser().parse_args()
-    return service.main(lambda: run(args))
+    return Program(
+        "zernel-scheduler",
+        "Zernel's CPU scheduler for machine learning (sched_ext).",
+        Config,
+        DEFAULT_PATH,
+        default_file,
+        _run,
+    ).main()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="zernel-scheduler", description="Zernel's CPU scheduler for machine learning (sched_ext)."
-    )
-    parser.add_argument("--config", type=Path, help=f"the settings (default: {DEFAULT_PATH}, if it exists)")
-    act = parser.add_mutually_exclusive_group()
-    act.add_argument("--check-config", action="store_true", help="check the settings and exit")
-    act.add_argument("--dump-config", action="store_true", help="print the default settings and exit")
-    parser.add_argument("--version", action="version", version=f"zernel-scheduler {__version__}")
-    return parser
-
-
-def run(args: argparse.Namespace) -> int:
-    """Do what the arguments say and return the exit status."""
-    if args.dump_config:
-        streams.write(default_file())
-        return 0
-    path: Path = args.config or DEFAULT_PATH
-    required = args.config is not None
-    config = load(Config, path, required=required)
-    if args.check_config:
-        streams.write(f"{path}: valid\n" if path.exists() else f"{path}: not there; the defaults hold\n")
-        return 0
-    service.setup_logging("zernel-scheduler")
-    # Before any thread starts: see Service.
-    manager = service.Service()
-    with Daemon(config, path, required=required) as daemon:
+def _run(manager: service.Service, config: Config, settings: Settings[Config]) -> int:
+    with Daemon(config, settings) as daemon:
         return daemon.serve(manager)
 
 
 class Daemon:
     """What runs between start and stop."""
 
-    def __init__(self, config: Config, path: Path, *, required: bool) -> None:
+    def __init__(self, config: Config, settings: Settings[Config]) -> None:
         # Imported here: --check-config and --dump-config need neither libbpf nor prometheus_client.
         from zernel.scheduler.loader import load_checked
         from zernel.scheduler.status import Status
 
         self._config = config
-        self._path = path
-        self._required = required
+        self._settings = settings
+        # Why the file's settings are not in use.
+        self._not_in_use: str | None = None
         self._load = load_checked
         self._restarts: list[float] = []
         self._server: MetricsServer | None = None
@@ -137,7 +117,7 @@ class Daemon:
         from zernel.metrics import MetricsServer
         from zernel.scheduler.collector import Collector
 
-        setting = f"metrics_port in [telemetry] of {self._path}"
+        setting = f"metrics_port in [telemetry] of {self._settings.path}"
         return MetricsServer(port, Collector(self._status), self._not_ready, setting=setting)
 
     def _not_ready(self) -> str | None:
@@ -161,7 +141,9 @@ class Daemon:
             scheduler.close()
 
     def _state(self) -> str:
-        return f"enabled; metrics on 127.0.0.1:{self._server.port}" if self._server else "enabled"
+        """Return the line for ``systemctl status``: first what a person should act on."""
+        metrics = f"metrics on 127.0.0.1:{self._server.port}" if self._server else None
+        return "; ".join(filter(None, (self._not_in_use, "enabled", metrics)))
 
     def _report(self, ended: Exit) -> None:
         self._status.ended(ended)
@@ -190,31 +172,38 @@ class Daemon:
         return len(self._restarts) <= MAX_RESTARTS_PER_MINUTE
 
     def _reload(self) -> None:
-        """Take over the file's settings; when it is bad, or they do not work, keep those in use."""
-        old = self._config
+        """Take over the file's settings, and remember what keeps them from being in use."""
         try:
-            new = load(Config, self._path, required=self._required)
-            server = None
-            if new.telemetry.metrics_port != old.telemetry.metrics_port:
-                server = self._listen(new.telemetry.metrics_port)
-            try:
-                if (new.scheduler, new.numa) != (old.scheduler, old.numa):
-                    self._replace(new)
-            except BaseException:
-                if server is not None:
-                    server.close()
-                raise
+            self._take_over()
         except ZernelError as error:
-            for problem in error.problems:
-                log.error("settings not reloaded, the old ones hold: %s", problem.render())
+            self._not_in_use = refused(error, log)
             if self._scheduler is None:
                 raise
-            return
+        else:
+            self._not_in_use = None
+            log.info("settings reloaded from %s", self._settings.path)
+        self._status.reloaded(in_use=self._not_in_use is None)
+
+    def _take_over(self) -> None:
+        """Take over the file's settings; when it is bad, or they do not work, keep those in use.
+
+        :raises ZernelError: why they are not taken over.
+        """
+        old, new = self._config, self._settings.load()
+        server = None
+        if new.telemetry.metrics_port != old.telemetry.metrics_port:
+            server = self._listen(new.telemetry.metrics_port)
+        try:
+            if (new.scheduler, new.numa) != (old.scheduler, old.numa):
+                self._replace(new)
+        except BaseException:
+            if server is not None:
+                server.close()
+            raise
         if server is not None and self._server is not None:
             self._server.close()
             self._server = server
         self._config = new
-        log.info("settings reloaded from %s", self._path)
 
     def _replace(self, config: Config) -> None:
         """Load the scheduler with other settings; on failure load it with the old ones again."""

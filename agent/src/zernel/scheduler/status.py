@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from zernel.scheduler import kernel
@@ -25,12 +25,16 @@ class Running(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One moment. ``base`` are the counters of schedulers that were replaced, ``ends`` counts by cause."""
+    """One moment. ``base`` are the counters of schedulers that were replaced, ``ends`` counts by cause.
+
+    ``settings_in_use``: the settings file, as it was last read, is in use.
+    """
 
     running: Running | None
     loads: int
     ends: dict[str, int]
     base: dict[str, int]
+    settings_in_use: bool = True
 
 
 class Status:
@@ -48,21 +52,24 @@ class Status:
     def loaded(self, running: Running) -> None:
         """Note that a scheduler was loaded."""
         with self._lock:
-            now = self._now
-            self._now = Snapshot(running, now.loads + 1, now.ends, now.base)
+            self._now = replace(self._now, running=running, loads=self._now.loads + 1)
 
     def unloading(self) -> None:
         """Note that the scheduler goes, and keep its counters: they must not start again with the next."""
         with self._lock:
             now = self._now
             if now.running is not None:
-                self._now = Snapshot(None, now.loads, now.ends, added(now.base, now.running.counters()))
+                self._now = replace(now, running=None, base=added(now.base, now.running.counters()))
 
     def ended(self, why: kernel.Exit) -> None:
         """Note an end that the kernel decided on."""
         with self._lock:
-            now = self._now
-            self._now = Snapshot(now.running, now.loads, added(now.ends, {why.cause: 1}), now.base)
+            self._now = replace(self._now, ends=added(self._now.ends, {why.cause: 1}))
+
+    def reloaded(self, *, in_use: bool) -> None:
+        """Note whether the settings file, as it was just read, is in use."""
+        with self._lock:
+            self._now = replace(self._now, settings_in_use=in_use)
 
 
 def added(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What zerneld and zernel-scheduler have in common: their options, how a run begins, what a reload says.
+
+Module :mod:`zernel.service` is about systemd; this one is about the settings file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from zernel import __version__, service, streams
+from zernel.config import load
+from zernel.errors import ZernelError
+
+T = TypeVar("T")
+
+NOT_RELOADED = "settings NOT reloaded"
+NOT_APPLIED = "settings NOT applied: restart"
+"""With what a line for ``systemctl status`` says that the file's settings are not, or not all, in use.
+
+The collection's module ``zernel_services`` looks for "NOT reloaded" and "NOT applied: restart" in StatusText:
+the first makes it fail, the second restart the service.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings(Generic[T]):
+    """A daemon's settings file. ``required``: a person named it, so it must exist."""
+
+    schema: type[T]
+    path: Path
+    required: bool = False
+
+    def load(self) -> T:
+        """Read the file; one that does not exist, and need not, gives the defaults.
+
+        :raises ZernelError: with every mistake in the file.
+        """
+        return load(self.schema, self.path, required=self.required)
+
+
+@dataclass(frozen=True, slots=True)
+class Program(Generic[T]):
+    """A daemon as its command line sees it.
+
+    ``run`` gets the service manager, the settings as read and the file they are from, and returns the exit
+    status; what it needs beyond the settings it imports itself, for the other options need none of it.
+    """
+
+    name: str
+    description: str
+    schema: type[T]
+    default_path: Path
+    default_file: Callable[[], str]
+    run: Callable[[service.Service, T, Settings[T]], int]
+
+    def main(self) -> int:
+        """Do what the command line says and return the exit status."""
+        return service.main(self._main)
+
+    def _main(self) -> int:
+        args = self._parser().parse_args()
+        if args.dump_config:
+            streams.write(self.default_file())
+            return 0
+        settings = Settings(self.schema, args.config or self.default_path, required=args.config is not None)
+        config = settings.load()
+        if args.check_config:
+            verdict = "valid" if settings.path.exists() else "not there; the defaults hold"
+            streams.write(f"{settings.path}: {verdict}\n")
+            return 0
+        service.setup_logging(self.name)
+        # Before any thread starts: see Service.
+        return self.run(service.Service(), config, settings)
+
+    def _parser(self) -> argparse.ArgumentParser:
+        parser = argparse.ArgumentParser(prog=self.name, description=self.description)
+        where = f"the settings (default: {self.default_path}, if it exists)"
+        parser.add_argument("--config", type=Path, metavar="FILE", help=where)
+        act = parser.add_mutually_exclusive_group()
+        act.add_argument("--check-config", action="store_true", help="check the settings and exit")
+        act.add_argument("--dump-config", action="store_true", help="print the default settings and exit")
+        parser.add_argument("--version", action="version", version=f"{self.name} {__version__}")
+        return parser
+
+
+def refused(error: ZernelError, log: logging.Logger) -> str:
+    """Log why a reload keeps the settings in use; return the line for ``systemctl status``."""
+    for problem in error.problems:
+        log.error("settings not reloaded, the old ones hold: %s", problem.render())
+    # One line: the error may quote the file.
+    return " ".join(f"{NOT_RELOADED}: {error}".split())
