@@ -50,7 +50,7 @@ struct task_struct {
 	struct sched_ext_entity scx;
 } __relocated;
 
-/* Values in zernel.scheduler.exits; libbpf relocates an enumeration only to an enumeration. */
+/* Values in zernel.scheduler.kernel; libbpf relocates an enumeration only to an enumeration. */
 enum scx_exit_kind { SCX_EXIT_NONE };
 
 struct scx_exit_info {

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zernel.errors import ZernelError
+from zernel.host import kernel_image
 from zernel.host.kernel_image import btf_of_image
 
 from . import images
@@ -34,14 +35,35 @@ def refused(path: Path, code: str = "kernel-image") -> str:
     return problem.render()
 
 
-@pytest.mark.parametrize(
-    "compress", [gzip.compress, bz2.compress, lzma.compress, zstd], ids=["gzip", "bzip2", "xz", "zstd"]
+def lzma_alone(data: bytes) -> bytes:
+    return lzma.compress(data, lzma.FORMAT_ALONE)
+
+
+COMPRESSIONS = [gzip.compress, bz2.compress, lzma.compress, lzma_alone, zstd]
+each_compression = pytest.mark.parametrize(
+    "compress", COMPRESSIONS, ids=["gzip", "bzip2", "xz", "lzma", "zstd"]
 )
+
+
+@each_compression
 def test_the_type_information_comes_out_whole(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
     wanted = images.btf(malformed=False)
     image = tmp_path / "vmlinuz"
     image.write_bytes(images.bzimage(compress(images.elf({".text": b"code", ".BTF": wanted}))))
     assert btf_of_image(image) == wanted
+
+
+@each_compression
+def test_a_small_image_cannot_take_all_memory(
+    tmp_path: Path, compress: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_image, "MAX_KERNEL", 1 << 20)
+    image = tmp_path / "vmlinuz"
+    kernel = images.elf({".BTF": images.btf(malformed=False)})
+    image.write_bytes(images.bzimage(compress(kernel.ljust(1 << 20, b"\0"))))
+    assert btf_of_image(image) == images.btf(malformed=False)
+    image.write_bytes(images.bzimage(compress(kernel.ljust(8 << 20, b"\0"))))
+    assert "its compressed part is larger than 1 MiB" in refused(image)
 
 
 def test_an_uncompressed_kernel_is_read_too(tmp_path: Path) -> None:
@@ -66,6 +88,8 @@ def test_a_kernel_without_type_information_is_told_from_a_damaged_one(tmp_path: 
         (b"#!/bin/sh\n" * 100, "neither a bzImage"),
         (images.bzimage(b"\x1f\x8b broken"), "damaged"),
         (images.bzimage(b"????????"), "not known"),
+        (images.bzimage(zstd(b"no kernel")), "zstd: "),
+        (images.bzimage(b"\x28\xb5\x2f\xfd broken"), "zstd: "),
         (images.bzimage(gzip.compress(b"no kernel")), "no 64-bit ELF"),
         (images.bzimage(gzip.compress(images.elf({".BTF": b"data"})))[:-40], "outside the file"),
     ],

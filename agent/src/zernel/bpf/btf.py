@@ -160,11 +160,6 @@ class Btf:
                         return self._value(start, at, wide=kind == ENUM64)
         return None
 
-    def parameters(self, function: str) -> list[tuple[str, int]]:
-        """Return the (name, type id) of each parameter of a function; empty if there is no such function."""
-        func = self.find(function, FUNC)
-        return [] if func is None else self._parameters(func)
-
     def variables(self, section: str) -> dict[str, tuple[int, int]]:
         """Return name → (offset, size) of the variables in a data section such as ``.rodata``."""
         found = self.find(section, DATASEC)

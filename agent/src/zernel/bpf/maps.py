@@ -54,12 +54,6 @@ class Map:
             result = libbpf.library().bpf_map__set_max_entries(self.handle, entries)
             libbpf.check(result, f"size BPF map {self.name} for {entries} entries", log)
 
-    def set_autocreate(self, create: bool) -> None:
-        """Choose, before the object is loaded, whether the map is created with it."""
-        with libbpf.captured() as log:
-            result = libbpf.library().bpf_map__set_autocreate(self.handle, create)
-            libbpf.check(result, f"choose whether to create BPF map {self.name}", log)
-
     def lookup(self, key: bytes) -> bytes | None:
         """Return the value of ``key``, or None if there is no such entry."""
         if self.per_cpu:
@@ -119,13 +113,6 @@ class Map:
             value = self.lookup(key)
             if value is not None:
                 yield key, value
-
-    def items_percpu(self) -> Iterator[tuple[bytes, list[bytes]]]:
-        """Yield (key, value on each possible CPU) of the entries that are there."""
-        for key in self.keys():
-            values = self.lookup_percpu(key)
-            if values is not None:
-                yield key, values
 
     def _lookup(self, key: bytes, size: int) -> bytes | None:
         value = ctypes.create_string_buffer(size)

@@ -98,15 +98,6 @@ class Program:
         self._owner = owner
         self.name = name
 
-    def set_autoload(self, load: bool) -> None:
-        """Choose, before the object is loaded, whether this program is loaded with it."""
-        with libbpf.captured() as log:
-            libbpf.check(
-                libbpf.library().bpf_program__set_autoload(self._handle, load),
-                f"choose whether to load program {self.name}",
-                log,
-            )
-
     @property
     def fd(self) -> int:
         """The loaded program's descriptor; libbpf owns it."""
@@ -173,11 +164,6 @@ class Program:
     def run_time_ns(self) -> int:
         """Nanoseconds spent in the program while run statistics were enabled."""
         return int(self._info().run_time_ns)
-
-    @property
-    def id(self) -> int:
-        """The kernel's number of the program."""
-        return int(self._info().id)
 
     def _info(self) -> libbpf.ProgramInfo:
         info = libbpf.ProgramInfo()
@@ -296,11 +282,9 @@ class BpfObject:
 
     def bss(self, name: str) -> bytes:
         """Return the present bytes of a zero-initialized global of the loaded object."""
-        return self._global(".bss", name)
-
-    def data(self, name: str) -> bytes:
-        """Return the present bytes of an initialized global of the loaded object."""
-        return self._global(".data", name)
+        offset, size = self._variable(".bss", name)
+        value = self.map(".bss").lookup(bytes(4))
+        return b"" if value is None else value[offset : offset + size]
 
     @property
     def btf(self) -> Btf:
@@ -338,11 +322,6 @@ class BpfObject:
         if name not in variables:
             raise KeyError(f"{self.path} has no variable {name} in {section}")
         return variables[name]
-
-    def _global(self, section: str, name: str) -> bytes:
-        offset, size = self._variable(section, name)
-        value = self.map(section).lookup(bytes(4))
-        return b"" if value is None else value[offset : offset + size]
 
     def _write_initial(self, map_name: str, name: str, offset: int, size: int, value: int | bytes) -> None:
         if isinstance(value, int):

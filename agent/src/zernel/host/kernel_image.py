@@ -13,6 +13,8 @@ import lzma
 import shutil
 import struct
 import subprocess
+import tempfile
+import threading
 import zlib
 from pathlib import Path
 
@@ -24,8 +26,10 @@ NO_BTF = "kernel-image-no-btf"
 
 _SECTOR = 512
 _MAX_IMAGE = 1 << 30  # an uncompressed kernel with debug information
-_MAX_KERNEL = 1 << 30
-_ZSTD_SECONDS = 120
+_PROGRAM_SECONDS = 120
+
+MAX_KERNEL = 512 << 20
+"""Bytes of a decompressed kernel. Debian's have 60 MB; debug information is not in a bzImage."""
 
 
 def btf_of_image(path: Path) -> bytes:
@@ -85,18 +89,30 @@ def _payload(path: Path, image: bytes) -> bytes:
 
 
 def _decompress(path: Path, data: bytes) -> bytes:
-    """Decompress by magic. Four bytes that hold the size may follow the compressed stream."""
+    """Decompress by magic. Four bytes that hold the size may follow the compressed stream.
+
+    Nothing is taken beyond `MAX_KERNEL`: a small file may stand for any amount of memory.
+    """
     try:
         if data.startswith(b"\x1f\x8b"):
-            return zlib.decompressobj(31).decompress(data, _MAX_KERNEL)
-        if data.startswith(b"\xfd7zXZ\x00"):
-            return lzma.LZMADecompressor(lzma.FORMAT_XZ).decompress(data, _MAX_KERNEL)
-        if data.startswith(b"]\x00\x00"):
-            return lzma.LZMADecompressor(lzma.FORMAT_ALONE).decompress(data, _MAX_KERNEL)
-        if data.startswith(b"BZh"):
-            return bz2.BZ2Decompressor().decompress(data, _MAX_KERNEL)
+            kernel = zlib.decompressobj(31).decompress(data, MAX_KERNEL + 1)
+        elif data.startswith(b"\xfd7zXZ\x00"):
+            kernel = lzma.LZMADecompressor(lzma.FORMAT_XZ).decompress(data, MAX_KERNEL + 1)
+        elif data.startswith(b"]\x00\x00"):
+            kernel = lzma.LZMADecompressor(lzma.FORMAT_ALONE).decompress(data, MAX_KERNEL + 1)
+        elif data.startswith(b"BZh"):
+            kernel = bz2.BZ2Decompressor().decompress(data, MAX_KERNEL + 1)
+        else:
+            kernel = _decompress_by_program(path, data)
     except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
         raise _unreadable(path, f"its compressed part is damaged: {error}") from error
+    if len(kernel) > MAX_KERNEL:
+        raise _unreadable(path, f"its compressed part is larger than {MAX_KERNEL >> 20} MiB, as no kernel is")
+    return kernel
+
+
+def _decompress_by_program(path: Path, data: bytes) -> bytes:
+    """Return what zstd or lz4 make of ``data``, up to one byte more than a kernel may have."""
     program = {b"\x28\xb5\x2f\xfd": "zstd", b"\x02\x21\x4c\x18": "lz4"}.get(data[:4])
     if program is None:
         raise _unreadable(path, f"its compression (magic {data[:4].hex()}) is not known")
@@ -108,13 +124,25 @@ def _decompress(path: Path, data: bytes) -> bytes:
             explanation=f"There is no program '{program}' on this host",
             suggestion=f"Install the package {program}",
         )
-    # The trailing size makes the program exit with an error after it has written everything.
-    done = subprocess.run(
-        [program, "-dcq"], input=data, capture_output=True, check=False, timeout=_ZSTD_SECONDS
-    )
-    if not done.stdout.startswith(b"\x7fELF"):
-        raise _unreadable(path, f"{program}: {done.stderr.decode(errors='replace').strip()}")
-    return done.stdout
+    # Files for input and errors: with one pipe only, neither side can wait for the other.
+    with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as complaints:
+        source.write(data)
+        source.seek(0)
+        with subprocess.Popen(
+            [program, "-dcq"], stdin=source, stdout=subprocess.PIPE, stderr=complaints
+        ) as process:
+            assert process.stdout is not None
+            limit = threading.Timer(_PROGRAM_SECONDS, process.kill)
+            limit.start()
+            kernel = process.stdout.read(MAX_KERNEL + 1)
+            limit.cancel()
+            process.kill()
+        complaints.seek(0)
+        said = complaints.read(1000).decode(errors="replace").strip()
+    # Its exit status says nothing: it fails at the trailing size, after it has written everything.
+    if not kernel.startswith(b"\x7fELF"):
+        raise _unreadable(path, f"{program}: {said or 'no ELF file came out of it'}")
+    return kernel
 
 
 def _section(path: Path, elf: bytes, wanted: bytes) -> bytes | None:
