@@ -306,32 +306,64 @@ def test_a_host_that_cannot_run_it_frees_the_port(host: Host, tmp_path: Path) ->
     socket.create_server(("127.0.0.1", port)).close()
 
 
-def test_systemd_is_told_ready_reloading_and_stopping(
-    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Manager:
+    """systemd's side: hears what the daemon says."""
+
+    def __init__(self, notify: socket.socket) -> None:
+        self._notify = notify
+
+    def hear(self, beginning: str) -> str:
+        """Return the next notification that begins so."""
+        while not (said := self._notify.recv(4096).decode()).startswith(beginning):
+            pass
+        return said
+
+
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
     address = str(tmp_path / "notify")
-    path = tmp_path / "scheduler.toml"
-    path.write_text(f"[telemetry]\nmetrics_port = {free_port()}\n")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(address)
         notify.settimeout(10)
         monkeypatch.setenv("NOTIFY_SOCKET", address)
         monkeypatch.setenv("WATCHDOG_USEC", "50000")
         monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-        started = Running(path)
-        said: list[str] = []
+        yield Manager(notify)
 
-        def hear(beginning: str) -> None:
-            while not (said and said[-1].startswith(beginning)):
-                said.append(notify.recv(4096).decode())
 
-        hear("READY=1\nSTATUS=enabled; metrics on 127.0.0.1:")
-        hear("WATCHDOG=1")
-        started.signal(signal.SIGHUP)
-        hear("RELOADING=1")
-        hear("READY=1")
-        started.signal(signal.SIGTERM)
-        hear("STOPPING=1")
-        assert started.join() == 0
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def test_systemd_is_told_ready_reloading_and_stopping(manager: Manager, running: Running) -> None:
+    manager.hear("READY=1\nSTATUS=enabled; metrics on 127.0.0.1:")
+    manager.hear("WATCHDOG=1")
+    running.signal(signal.SIGHUP)
+    manager.hear("RELOADING=1")
+    manager.hear("READY=1")
+    running.signal(signal.SIGTERM)
+    manager.hear("STOPPING=1")
+    assert running.join() == 0
+
+
+def test_a_refused_reload_shows_until_a_later_one_succeeds(
+    host: Host, manager: Manager, running: Running
+) -> None:
+    good = running.path.read_text()
+    port = port_of(running)
+    manager.hear("READY=1\nSTATUS=enabled; metrics on ")
+    assert "zernel_scheduler_config_reload_success 1.0" in get(port)
+    host.refuse = lambda config: config.scheduler.slice_us == 9000
+    for text, why in (
+        (
+            "[scheduler]\nslise_us = 1\n[numa]\nenabled = 1\n",
+            "Unknown key 'slise_us' in [scheduler]; 'numa.ena",
+        ),
+        ("[scheduler]\nslice_us = 9000\n", "The verifier refuses it; enabled; metrics on "),
+    ):
+        running.path.write_text(good + text)
+        running.signal(signal.SIGHUP)
+        said = manager.hear("READY=1")
+        assert said.startswith(f"READY=1\nSTATUS=settings NOT reloaded: {why}")
+        assert said.count("\n") == 1
+        assert "zernel_scheduler_config_reload_success 0.0" in get(port)
+    running.path.write_text(good)
+    running.signal(signal.SIGHUP)
+    assert manager.hear("READY=1") == f"READY=1\nSTATUS=enabled; metrics on 127.0.0.1:{port}"
+    assert "zernel_scheduler_config_reload_success 1.0" in get(port)

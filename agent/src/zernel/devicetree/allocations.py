@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from zernel.devicetree.device_rules import check_device_uses
+from zernel.devicetree.device_rules import InstanceCheck, check_device_uses
 from zernel.devicetree.free import first_fit, first_run, free_cpus, free_memory, without
 from zernel.devicetree.interpret import Origins
 from zernel.devicetree.model import MAX_INSTANCE_ID, PAGE_BYTES, Instance, System
@@ -44,13 +44,7 @@ def check_name(name: str) -> list[Problem]:
     ]
 
 
-class _Check:
-    def __init__(self, system: System, origins: Origins) -> None:
-        self.system = system
-        self.resources = system.resources
-        self.origins = origins
-        self.problems: list[Problem] = []
-
+class _Check(InstanceCheck):
     def run(self) -> list[Problem]:
         self.check_names_and_ids()
         for index, instance in enumerate(self.system.instances):
@@ -61,12 +55,6 @@ class _Check:
         self.check_memory_overlaps()
         self.check_memory_sum()
         return self.problems + check_device_uses(self.system, self.origins)
-
-    def add(self, code: str, category: str, index: int, name: str, **rest: object) -> None:
-        """Add a problem of the instance at ``index``, located at its property ``name``."""
-        rest.setdefault("subject", self.system.instances[index].name)
-        rest.setdefault("locations", self.origins.at("instances", index, name))
-        self.problems.append(Problem(code, category, **rest))  # type: ignore[arg-type]
 
     # -- names and ids --------------------------------------------------------------------------------------
 

@@ -20,19 +20,26 @@ def check_device_uses(system: System, origins: Origins) -> list[Problem]:
     return check.problems
 
 
-class _Check:
+class InstanceCheck:
+    """Rules for the instances of a state; what breaks them is collected in ``problems``."""
+
     def __init__(self, system: System, origins: Origins) -> None:
         self.system = system
         self.resources = system.resources
         self.origins = origins
         self.problems: list[Problem] = []
-        self.devices = {device.name: device for device in reversed(system.resources.devices)}
 
-    def add(self, code: str, category: str, index: int, **rest: object) -> None:
-        """Add a problem of the instance at ``index``, located at its devices."""
+    def add(self, code: str, category: str, index: int, name: str, **rest: object) -> None:
+        """Add a problem of the instance at ``index``, located at its property ``name``."""
         rest.setdefault("subject", self.system.instances[index].name)
-        rest.setdefault("locations", self.origins.at("instances", index, "devices"))
+        rest.setdefault("locations", self.origins.at("instances", index, name))
         self.problems.append(Problem(code, category, **rest))  # type: ignore[arg-type]
+
+
+class _Check(InstanceCheck):
+    def __init__(self, system: System, origins: Origins) -> None:
+        super().__init__(system, origins)
+        self.devices = {device.name: device for device in reversed(system.resources.devices)}
 
     def check_device(self, index: int, instance: Instance, use: DeviceUse) -> None:
         device = self.devices.get(use.device)
@@ -47,6 +54,7 @@ class _Check:
                 "device-host-reserved",
                 f"Device {device.name} is shared with the host kernel",
                 index,
+                "devices",
                 explanation=(f"Requested device: {use}, the whole of it",),
                 suggestion=self.suggest_part(index, device),
             )
@@ -55,6 +63,7 @@ class _Check:
                 "device-duplicate",
                 f"Device {use} is listed twice",
                 index,
+                "devices",
                 suggestion="List it once",
             )
 
@@ -83,6 +92,7 @@ class _Check:
             "device-not-found",
             "Invalid device reference",
             index,
+            "devices",
             explanation=(*explanation, *((note,) if note else ())),
             conflict=f"Reference to non-existent device '{use.device}'",
             suggestion=(
@@ -113,6 +123,7 @@ class _Check:
             "device-part-reserved" if number in reserved else "device-part-range",
             f"{word} {number} is reserved for host kernel" if number in reserved else outside,
             index,
+            "devices",
             explanation=(f"Requested device: {use}",),
             suggestion=self.suggest_part(index, device),
         )
@@ -154,6 +165,7 @@ class _Check:
             "device-shared",
             f"Both allocated {one_use if one_use == other_use else one_use.device}",
             second,
+            "devices",
             subject=f"{one.name} and {other.name}",
             explanation=(
                 f"Instance {one.name} uses {one_use}",

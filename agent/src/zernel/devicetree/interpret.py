@@ -350,6 +350,22 @@ class _Interpreter:
             self.origins.places[(*key, name)] = self.tree.location(found.line)
         return found
 
+    def read(
+        self,
+        form: Callable[[Property], T],
+        node: Node,
+        name: str,
+        key: tuple[str | int, ...],
+        required: bool,
+        subject: str | None,
+    ) -> T | None:
+        found = self.note(node, name, key)
+        if found is not None:
+            return self.value(found, form, subject or node.name)
+        if required:
+            self.missing(node, name, subject)
+        return None
+
     def number(
         self,
         node: Node,
@@ -359,12 +375,7 @@ class _Interpreter:
         required: bool = False,
         subject: str | None = None,
     ) -> int | None:
-        found = self.note(node, name, key)
-        if found is None:
-            if required:
-                self.missing(node, name, subject)
-            return None
-        return self.value(found, Property.number, subject or node.name)
+        return self.read(Property.number, node, name, key, required, subject)
 
     def numbers(
         self,
@@ -375,18 +386,12 @@ class _Interpreter:
         required: bool = False,
         subject: str | None = None,
     ) -> tuple[int, ...] | None:
-        found = self.note(node, name, key)
-        if found is None:
-            if required:
-                self.missing(node, name, subject)
-            return None
-        return self.value(found, Property.numbers, subject or node.name)
+        return self.read(Property.numbers, node, name, key, required, subject)
 
     def text(
         self, node: Node, name: str, key: tuple[str | int, ...], subject: str | None = None
     ) -> str | None:
-        found = self.note(node, name, key)
-        return self.value(found, Property.text, subject or node.name) if found else None
+        return self.read(Property.text, node, name, key, False, subject)
 
     # -- problems -------------------------------------------------------------------------------------------
 
