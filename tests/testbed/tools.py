@@ -127,8 +127,9 @@ def build(
     if process.returncode != 0:
         messages = log.read_text(errors="replace")
         # Not every program passes the reason on, and the log itself may have found no room.
-        if shutil.disk_usage(log.parent).free < _FULL:
-            raise disk_full(doing, f"{argv[0]} ended with status {process.returncode}")
+        if (free := shutil.disk_usage(log.parent).free) < _FULL:
+            state = f"{log.parent} has {free >> 20} MiB free"
+            raise disk_full(doing, f"{argv[0]} ended with status {process.returncode}: {state}")
         raise _failure(str(argv[0]), process.returncode, messages, doing, suggestion)
 
 
