@@ -133,7 +133,7 @@ def test_a_disk_that_fills_up_while_the_image_is_built_is_named_and_cleaned(tmp_
     try:
         with pytest.raises(
             DiskFullError,
-            match=r"(?s)build the guest image: the disk is full.*(No space|MiB free).*Suggestion",
+            match=r"(?s)the guest image: the disk is full.*(No space|MiB free).*Suggestion",
         ):
             image.ensure(cache=_Hopeful(tmp_path))
         assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".lock-")] == []
