@@ -17,7 +17,7 @@ from zernel.devicetree.model import MAX_INSTANCE_ID, PAGE_BYTES, Instance, Syste
 from zernel.devicetree.units import format_cpus, format_size
 from zernel.errors import Problem
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 
 
 def check_allocations(system: System, origins: Origins) -> list[Problem]:
@@ -28,7 +28,7 @@ def check_allocations(system: System, origins: Origins) -> list[Problem]:
 def check_name(name: str) -> list[Problem]:
     """Return what is wrong with an instance's name: it becomes a directory's and a device tree node's
     name."""
-    if _NAME.fullmatch(name):
+    if re.fullmatch(_NAME, name):
         return []
     shown = name if len(name) <= 60 else f"{name[:57]}..."
     return [

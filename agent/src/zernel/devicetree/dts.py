@@ -35,9 +35,10 @@ _TOKEN = re.compile(
 _NUMBER = re.compile(r"(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)(?:[uU]?[lL]{0,2})")
 _NODE_NAME = re.compile(r"[A-Za-z0-9,._+-]+(?:@[A-Za-z0-9,._+-]+)?")
 _PROPERTY_NAME = re.compile(r"[A-Za-z0-9,._+*#?-]+")
-_HEX = re.compile(r"(?:[0-9a-fA-F]{2})+")
 _ESCAPES = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"a": b"\a", b"b": b"\b", b"f": b"\f", b"v": b"\v"}
-_ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{1,2}|[0-7]{1,3}|.)", re.DOTALL)
+# Rare in sources, and so left to re to compile when they are met.
+_HEX = r"(?:[0-9a-fA-F]{2})+"
+_ESCAPE = rb"(?s)\\(x[0-9a-fA-F]{1,2}|[0-7]{1,3}|.)"
 
 
 def parse(text: str, file: str) -> Tree:
@@ -314,7 +315,7 @@ class _Parser:
         self.advance()
         found = bytearray()
         while not self.is_mark("]"):
-            if self.kind != "word" or not _HEX.fullmatch(self.token):
+            if self.kind != "word" or not re.fullmatch(_HEX, self.token):
                 raise self.error(f"expected pairs of hexadecimal digits or ']', found {self.found()}")
             found += bytes.fromhex(self.token)
             self.advance()
@@ -338,4 +339,4 @@ def _unescape(body: str) -> str:
             return bytes([int(code, 8) & 0xFF])
         return _ESCAPES.get(code, code)
 
-    return _ESCAPE.sub(replace, body.encode()).decode()
+    return re.sub(_ESCAPE, replace, body.encode()).decode()

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
 from itertools import pairwise
 
 from zernel.devicetree.interpret import Origins
 from zernel.devicetree.model import MAX_CPU, PAGE_BYTES, Device, Resources
 from zernel.devicetree.units import format_cpus, format_size
 from zernel.errors import Problem
+
+TYPE_CHECKING = False  # as typing's, whose import would cost every command 3 ms
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _ADDRESS_SPACE = 1 << 64
 _PCI_ID = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]", re.IGNORECASE | re.ASCII)

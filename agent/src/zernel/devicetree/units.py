@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-_SIZE = re.compile(r"(\d{1,20})(?:\.(\d{1,6}))?\s*([KMGT]?)(?:I?B)?", re.IGNORECASE | re.ASCII)
-_HEX = re.compile(r"0x([0-9a-f]{1,16})", re.IGNORECASE | re.ASCII)
-_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?", re.ASCII)
-_DEVICE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,62}?)(?:[:_](vf|ns)(\d{1,9}))?", re.ASCII)
+# Not compiled here: re does that at the first use and remembers, and 'zernel init' uses none of them.
+_SIZE = r"(?ai)(\d{1,20})(?:\.(\d{1,6}))?\s*([KMGT]?)(?:I?B)?"
+_HEX = r"(?ai)0x([0-9a-f]{1,16})"
+_RANGE = r"(?a)(\d{1,9})(?:-(\d{1,9}))?"
+_DEVICE = r"(?a)([A-Za-z0-9][A-Za-z0-9._-]{0,62}?)(?:[:_](vf|ns)(\d{1,9}))?"
 
 
 def format_size(size: int) -> str:
@@ -41,7 +42,7 @@ def parse_size(text: str, option: str) -> int:
 
     Raises `ZernelError` for anything else and for sizes beyond 64 bits.
     """
-    match = _SIZE.fullmatch(text)
+    match = re.fullmatch(_SIZE, text)
     size: int
     if match:
         whole, fraction, unit = match.groups()
@@ -49,7 +50,7 @@ def parse_size(text: str, option: str) -> int:
         scaled: int = int(whole + fraction) << _UNITS[unit.upper()]
         size, rest = divmod(scaled, 10 ** len(fraction))
     else:
-        digits = _HEX.fullmatch(text)
+        digits = re.fullmatch(_HEX, text)
         size, rest = (int(digits.group(1), 16), 0) if digits else (-1, 0)
     if rest or not 0 <= size < 1 << 64:
         raise fail(
@@ -94,7 +95,7 @@ def parse_cpus(text: str, option: str) -> tuple[int, ...]:
     `MAX_CPU`."""
     cpus: set[int] = set()
     for part in text.split(","):
-        match = _RANGE.fullmatch(part.strip())
+        match = re.fullmatch(_RANGE, part.strip())
         if match is None:
             raise _bad_cpus(text, option, f"'{part.strip()[:40]}' is neither a CPU number nor a range")
         first = int(match.group(1))
@@ -125,7 +126,7 @@ def _bad_cpus(text: str, option: str, why: str, better: str | None = None) -> Ze
 def device_use(text: str) -> DeviceUse | None:
     """Return the device named as ``eth0:vf1``, ``eth0_vf1``, ``nvme0:ns2`` or ``gpu0``; None for other
     text."""
-    match = _DEVICE.fullmatch(text)
+    match = re.fullmatch(_DEVICE, text)
     if match is None:
         return None
     device, kind, number = match.groups()
