@@ -179,7 +179,7 @@ def role(tmp_path: Path, task: str, **variables: Any) -> dict[str, Any]:
 
 
 def roles(tmp_path: Path, **variables: Any) -> list[dict[str, Any]]:
-    tasks = [role(tmp_path, task, **variables) for task in ("preflight", "configure")]
+    tasks = [role(tmp_path, task, **variables) for task in ("preflight", "inspect", "configure")]
     head = {"hosts": "localhost", "connection": "local", "gather_facts": False}
     return [{**head, "vars": {"ansible_python_interpreter": sys.executable}, "tasks": tasks}]
 
