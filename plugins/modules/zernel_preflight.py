@@ -295,6 +295,8 @@ class Agent:
         words = ["show", "--hardware"]
         words += ["--%s=%s" % (name.replace("_", "-"), wanted[name]) for name in PROPOSAL if wanted[name]]
         rc, result, text = self.run(words)
+        if result and rc == 1:
+            return sentences("Kernel instances", result["errors"])
         try:
             has_it = result["hardware"]["multikernel"]
             errors = [] if result["baseline"] else result["errors"]
@@ -309,11 +311,9 @@ class Agent:
     def errors(self, about, words, data=None):
         """Run a command that may refuse, and return its reasons."""
         rc, result, text = self.run(words, data)
-        try:
-            errors = result["errors"]
-        except (KeyError, TypeError):
+        if result is None:
             return ["The agent cannot judge this host (status %d): %s" % (rc, text)]
-        return sentences(about, errors)
+        return sentences(about, result.get("errors", []))
 
     def run(self, words, data=None):
         """Run C(zernel WORDS); returns its status, what its JSON holds or None, and what it said as text."""

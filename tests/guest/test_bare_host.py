@@ -97,7 +97,7 @@ def test_a_host_that_cannot_be_split_is_refused(bare: Guest, tmp_path: Path) -> 
     [
         ({"zernel_kernel_packages": ["linux-image-cloud-amd64"]}, "zernel_kernel_release is not"),
         ({"zernel_tuning_extra_settings": {"vm.swappiness": True}}, "write 1 or 0"),
-        ({"zernel_tuning_extra_settings": "none"}, "cannot be converted to a dict"),
+        ({"zernel_tuning_extra_settings": "none"}, "unable to convert to dict"),
         (
             {"zernel_multikernel_enabled": "never", "zernel_multikernel_instances": [{"name": "a"}]},
             "zernel_multikernel_enabled is never",

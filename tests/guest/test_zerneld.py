@@ -4,29 +4,18 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from agent_package import install
 from cuda_stub import build_library, build_workload
 from testbed import Guest
 
-CLONE = Path(__file__).parents[2]
 METRICS = "python3 -c 'import urllib.request as u; print(u.urlopen(\"http://127.0.0.1:9091/metrics\").read().decode())'"
 KEEP_SETTINGS = "cp /etc/zernel/zerneld.toml /root/zerneld.toml"
 RESTORE_SETTINGS = "cp /root/zerneld.toml /etc/zernel/zerneld.toml"
-
-
-def package() -> Path:
-    """Return the agent's package: that of `make build`, or what ZERNEL_AGENT_DEB names."""
-    if named := os.environ.get("ZERNEL_AGENT_DEB"):
-        return Path(named)
-    built = sorted((CLONE / "roles/agent/files").glob("zernel-agent_*_all.deb"))
-    assert built, "no package in roles/agent/files: run 'make build' first"
-    return built[-1]
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +24,8 @@ def host(guest: Guest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gue
     directory = tmp_path_factory.mktemp("guest-cuda")
     guest.put(build_library(directory), "/root/libcuda.so.1")
     guest.put(build_workload(directory), "/root/workload")
-    guest.put(package(), "/root/zernel-agent.deb")
-    install = "apt-get -q -y --no-install-recommends --reinstall install /root/zernel-agent.deb"
-    guest.run(f"DEBIAN_FRONTEND=noninteractive {install}", timeout=300)
-    guest.run("systemctl daemon-reload && systemctl reset-failed && systemctl restart zerneld")
+    install(guest)
+    guest.run("systemctl restart zerneld")
     guest.run(KEEP_SETTINGS)
     yield guest
     guest.run(f"{RESTORE_SETTINGS}; systemctl stop zerneld; apt-get -q -y remove zernel-agent", timeout=300)
