@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import time
@@ -48,11 +49,15 @@ def median_ms(commands: Sequence[Sequence[str]], runs: int = 21) -> list[float]:
 
     Taking turns lets a comparison hold when the machine's speed drifts.
     """
+    # A host has the package's compiled modules; a developer's shell may forbid writing them.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     times: list[list[float]] = [[] for _ in commands]
     for _ in range(runs + 1):
         for command, mine in zip(commands, times, strict=True):
             start = time.perf_counter()
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            subprocess.run(
+                command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+            )
             mine.append((time.perf_counter() - start) * 1e3)
     # The first run of each warms the caches and does not count.
     return [statistics.median(mine[1:]) for mine in times]
