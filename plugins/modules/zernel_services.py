@@ -14,8 +14,9 @@ description:
   - Enables, starts, stops, restarts or reloads systemd services, several in one task and in the given order.
   - Unlike M(ansible.builtin.systemd_service) it looks at all of them in one call, fails with the end of the
     service's journal, and takes a service that systemd skipped because of an unmet condition for a failure.
-  - A reload is waited for. It fails where the service kept its old settings, and becomes a restart where the
-    service says that some of them need one.
+  - A reload of one of the agent's daemons is waited for. It fails where the daemon kept its old settings, and
+    becomes a restart where the daemon says that some of them need one. V(started) does the same for a daemon
+    that runs without all of its settings in use, after a run that was interrupted.
 options:
   services:
     description:
@@ -61,6 +62,7 @@ changed_services:
   sample: {zernel-scheduler.service: [enable, start]}
 """
 
+import re
 import time
 
 from ansible.module_utils.basic import AnsibleModule
@@ -73,13 +75,13 @@ PROPERTIES = (
     "UnitFileState",
     "ConditionResult",
     "NeedDaemonReload",
-    "StateChangeTimestampMonotonic",
     "StatusText",
 )
 RUNS = ("active", "reloading", "refreshing")
-# What the agent's daemons say of a reload in their status line (zernel.daemon of the agent).
-KEPT = "NOT reloaded"
-NEEDS_RESTART = "NOT applied: restart"
+# What the agent's daemons say of their settings in their status line (zernel.daemon of the agent).
+KEPT = "settings NOT reloaded"
+NEEDS_RESTART = "settings NOT applied: restart"
+READ_AT = re.compile(r"settings read (\S+)")
 RELOAD_SECONDS = 60
 JOURNAL_LINES = 15
 
@@ -113,6 +115,10 @@ class Services:
         state = wanted["state"]
         if state == "started" and not runs:
             todo.append("start")
+        elif state == "started" and NEEDS_RESTART in unit["StatusText"]:
+            todo.append("restart")
+        elif state == "started" and KEPT in unit["StatusText"]:
+            todo.append("reload")
         elif state == "stopped" and (runs or unit["ActiveState"] == "activating"):
             todo.append("stop")
         elif state == "restarted" and runs:
@@ -148,24 +154,29 @@ class Services:
             msg=reason + ("\nThe end of its journal:\n%s" % said if said else ""), service=name
         )
 
-    def finish_reload(self, name, since):
-        """Wait until a service has reloaded; restart it where that is not enough.
+    def finish_reload(self, name, before):
+        """Wait until a daemon has reloaded; restart it where that is not enough.
 
-        'systemctl reload' only delivers the signal. The service's state then goes to 'reloading' and back, at
-        a later time than C(since).
+        'systemctl reload' only delivers the signal. The daemon's status line then gets a later time than the
+        one in C(before); a service whose line has none is not waited for.
         """
+        if not READ_AT.search(before):
+            return []
         deadline = time.monotonic() + RELOAD_SECONDS
         while True:
             unit = self.show([name])[name]
-            done = unit["StateChangeTimestampMonotonic"] != since and unit["ActiveState"] != "reloading"
-            if done or unit["ActiveState"] not in RUNS:
+            text = unit["StatusText"]
+            read_at = READ_AT.search(text)
+            if unit["ActiveState"] not in RUNS:
+                return []  # check_started says what became of it
+            if read_at and read_at.group() not in before:
                 break
             if time.monotonic() > deadline:
                 self.fail(name, "%s has not reloaded within %d seconds." % (name, RELOAD_SECONDS))
             time.sleep(0.1)
-        if KEPT in unit["StatusText"]:
-            self.fail(name, "%s keeps its old settings: %s" % (name, unit["StatusText"]))
-        if NEEDS_RESTART in unit["StatusText"]:
+        if KEPT in text:
+            self.fail(name, "%s keeps its old settings: %s" % (name, text))
+        if NEEDS_RESTART in text:
             self.act(name, "restart")
             return ["restart"]
         return []
@@ -225,7 +236,7 @@ def main():
         for word in todo:
             services.act(name, word)
         if "reload" in todo:
-            changed[name] = todo + services.finish_reload(name, unit["StateChangeTimestampMonotonic"])
+            changed[name] = todo + services.finish_reload(name, unit["StatusText"])
         if {"start", "restart", "reload"} & set(todo):
             services.check_started(name)
     module.exit_json(changed=bool(changed), changed_services=changed, diff=diff)

@@ -10,6 +10,7 @@ import argparse
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -19,13 +20,15 @@ from zernel.errors import ZernelError
 
 T = TypeVar("T")
 
+# The collection's module zernel_services looks for these words in a service's StatusText.
 NOT_RELOADED = "settings NOT reloaded"
-NOT_APPLIED = "settings NOT applied: restart"
-"""With what a line for ``systemctl status`` says that the file's settings are not, or not all, in use.
+"""Begins a line for ``systemctl status`` while the file's settings are not in use. The module fails."""
 
-The collection's module ``zernel_services`` looks for "NOT reloaded" and "NOT applied: restart" in StatusText:
-the first makes it fail, the second restart the service.
-"""
+NOT_APPLIED = "settings NOT applied: restart"
+"""Stands in it while a part of them waits for a restart. The module restarts the service."""
+
+READ_AT = "settings read "
+"""Stands before the time at which the file was last read. The module waits until that changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +92,34 @@ class Program(Generic[T]):
         return parser
 
 
-def refused(error: ZernelError, log: logging.Logger) -> str:
-    """Log why a reload keeps the settings in use; return the line for ``systemctl status``."""
-    for problem in error.problems:
-        log.error("settings not reloaded, the old ones hold: %s", problem.render())
-    # One line: the error may quote the file.
-    return " ".join(f"{NOT_RELOADED}: {error}".split())
+class InUse:
+    """Whether the settings file, as it was last read, is in use, and how ``systemctl status`` says that."""
+
+    def __init__(self) -> None:
+        self._why_not: str | None = None
+        self._read_at = _now()
+
+    def __bool__(self) -> bool:
+        """Tell whether it is in use as a whole."""
+        return self._why_not is None
+
+    def read(self, why_not: str | None = None) -> None:
+        """Note that the file was read; ``why_not`` says that it is not, or not all, in use."""
+        self._why_not = why_not
+        self._read_at = _now()
+
+    def refuse(self, error: ZernelError, log: logging.Logger) -> None:
+        """Note, and log, that the file was read and the settings in use stay."""
+        for problem in error.problems:
+            log.error("settings not reloaded, the old ones hold: %s", problem.render())
+        # One line: the error may quote the file.
+        self.read(" ".join(f"{NOT_RELOADED}: {error}".split()))
+
+    def line(self, *state: str | None) -> str:
+        """Return the line for ``systemctl status``: first what a person should act on."""
+        return "; ".join(filter(None, (self._why_not, *state, f"{READ_AT}{self._read_at}")))
+
+
+def _now() -> str:
+    # With the milliseconds, so that no two reloads look alike.
+    return datetime.now().strftime("%H:%M:%S.%f")[:-3]

@@ -48,7 +48,7 @@ def test_every_figure_has_its_place() -> None:
     assert sorted(served(Probe())) == sorted(
         [
             f'zernel_build_info{{version="{__version__}"}} 1.0',
-            "zernel_config_reload_success 1.0",
+            "zernel_observe_config_reload_success 1.0",
             'zernel_probe_attached{probe="gpu_mem"} 1.0',
             'zernel_probe_libraries{probe="gpu_mem"} 1.0',
             'zernel_probe_runs_total{probe="gpu_mem"} 34.0',
@@ -87,4 +87,4 @@ def test_a_cost_that_is_not_measured_is_absent_not_zero() -> None:
 
 
 def test_settings_that_are_not_in_use_are_shown() -> None:
-    assert "zernel_config_reload_success 0.0" in served(Probe(), settings=False)
+    assert "zernel_observe_config_reload_success 0.0" in served(Probe(), settings=False)

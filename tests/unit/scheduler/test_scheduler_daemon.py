@@ -365,5 +365,6 @@ def test_a_refused_reload_shows_until_a_later_one_succeeds(
         assert "zernel_scheduler_config_reload_success 0.0" in get(port)
     running.path.write_text(good)
     running.signal(signal.SIGHUP)
-    assert manager.hear("READY=1") == f"READY=1\nSTATUS=enabled; metrics on 127.0.0.1:{port}"
+    said = manager.hear("READY=1")
+    assert said.startswith(f"READY=1\nSTATUS=enabled; metrics on 127.0.0.1:{port}; settings read ")
     assert "zernel_scheduler_config_reload_success 1.0" in get(port)

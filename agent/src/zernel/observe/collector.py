@@ -32,7 +32,7 @@ class Collector:
         """Yield the metric families of this moment."""
         yield InfoMetricFamily("zernel_build", "The version of zerneld.", value={"version": __version__})
         yield GaugeMetricFamily(
-            "zernel_config_reload_success",
+            "zernel_observe_config_reload_success",
             "1 when the settings file, as it was last read, is in use as a whole; 0 when it was refused, or "
             "when a part of it waits for a restart.",
             value=int(self.settings_in_use),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zernel import service
-from zernel.daemon import NOT_APPLIED, Program, Settings, refused
+from zernel.daemon import NOT_APPLIED, InUse, Program, Settings
 from zernel.errors import ZernelError, fail
 from zernel.gpu import libcuda
 from zernel.observe.config import DEFAULT_PATH, Config, default_file
@@ -77,8 +77,7 @@ class _Daemon:
         self._stats_fd: int | None = None
         self._scan = libcuda.ProcessScan()
         self._last_unavailable: str | None = ""
-        # Why the file's settings are not, or not all, in use.
-        self._not_in_use: str | None = None
+        self._in_use = InUse()
         self._probe_settings = config.gpu_mem
         self._probe = GpuMemory(config.gpu_mem)
         try:
@@ -139,7 +138,7 @@ class _Daemon:
 
     def _status(self) -> str:
         """Return the line for ``systemctl status``: first what a person should act on."""
-        return "; ".join(filter(None, (self._not_in_use, self._probe_status())))
+        return self._in_use.line(self._probe_status())
 
     def _probe_status(self) -> str:
         unavailable = self._probe.unavailable
@@ -150,22 +149,22 @@ class _Daemon:
 
     def _reload(self) -> None:
         """Take over the file's settings, and remember what keeps them from being in use."""
-        self._not_in_use = self._take_over()
-        self._collector.settings_in_use = self._not_in_use is None
+        try:
+            self._in_use.read(self._take_over())
+        except ZernelError as error:
+            self._in_use.refuse(error, log)
+        self._collector.settings_in_use = bool(self._in_use)
 
     def _take_over(self) -> str | None:
-        """Take over the file's settings; keep the ones in use when the file, or its port, does not work.
+        """Take over the file's settings; return why some are not in use now, None when all are.
 
-        Return why some are not in use now, None when all are.
+        :raises ZernelError: the file, or its port, does not work; the settings in use stay.
         """
-        try:
-            new = self._settings.load()
-            if new.prometheus.port != self._config.prometheus.port:
-                server = self._listen(new.prometheus.port)
-                self._server.close()
-                self._server = server
-        except ZernelError as error:
-            return refused(error, log)
+        new = self._settings.load()
+        if new.prometheus.port != self._config.prometheus.port:
+            server = self._listen(new.prometheus.port)
+            self._server.close()
+            self._server = server
         self._measure_cost(new.probes.measure_cost)
         self._config = new
         log.info("settings reloaded from %s", self._settings.path)

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from zernel import service
-from zernel.daemon import Program, Settings, refused
+from zernel.daemon import InUse, Program, Settings
 from zernel.errors import ZernelError
 from zernel.scheduler.config import DEFAULT_PATH, Config, default_file
 
@@ -58,8 +58,7 @@ class Daemon:
 
         self._config = config
         self._settings = settings
-        # Why the file's settings are not in use.
-        self._not_in_use: str | None = None
+        self._in_use = InUse()
         self._load = load_checked
         self._restarts: list[float] = []
         self._server: MetricsServer | None = None
@@ -143,7 +142,7 @@ class Daemon:
     def _state(self) -> str:
         """Return the line for ``systemctl status``: first what a person should act on."""
         metrics = f"metrics on 127.0.0.1:{self._server.port}" if self._server else None
-        return "; ".join(filter(None, (self._not_in_use, "enabled", metrics)))
+        return self._in_use.line("enabled", metrics)
 
     def _report(self, ended: Exit) -> None:
         self._status.ended(ended)
@@ -176,13 +175,13 @@ class Daemon:
         try:
             self._take_over()
         except ZernelError as error:
-            self._not_in_use = refused(error, log)
+            self._in_use.refuse(error, log)
             if self._scheduler is None:
                 raise
         else:
-            self._not_in_use = None
+            self._in_use.read()
             log.info("settings reloaded from %s", self._settings.path)
-        self._status.reloaded(in_use=self._not_in_use is None)
+        self._status.reloaded(in_use=bool(self._in_use))
 
     def _take_over(self) -> None:
         """Take over the file's settings; when it is bad, or they do not work, keep those in use.
