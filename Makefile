@@ -32,7 +32,7 @@ help: ## list the targets
 machine: ## install the Debian packages that the other targets need (root)
 	@tests/bin/setup-machine
 
-$(VENV)/.stamp: tests/requirements.txt agent/pyproject.toml
+$(VENV)/.stamp: tests/requirements.txt agent/pyproject.toml $(wildcard agent/bin/*)
 	@echo "Creating $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -qq --disable-pip-version-check -r tests/requirements.txt -e agent
@@ -54,7 +54,7 @@ $(DEB): $(AGENT_SOURCES)
 	@mkdir -p $(@D) && rm -f $(@D)/zernel-agent_*.deb
 	@cp .build/deb/zernel-agent_$(VERSION)_all.deb $@
 
-$(TARBALL): $(DEB) $(VENV)/.stamp $(shell find galaxy.yml README.md meta plugins roles playbooks -type f -not -path '*/__pycache__/*')
+$(TARBALL): $(DEB) $(VENV)/.stamp $(shell find galaxy.yml README.md CHANGELOG.md LICENSES changelogs meta plugins roles playbooks -type f -not -path '*/__pycache__/*')
 	@mkdir -p dist
 	@ansible-galaxy collection build --force --output-path dist . >/dev/null
 

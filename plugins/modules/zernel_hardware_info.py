@@ -30,6 +30,27 @@ options:
     description:
       - The address where the memory pool begins, such as V(0x80000000).
     type: str
+  plan:
+    description:
+      - How the host will be split. With it, the module fails where that cannot be.
+    type: dict
+    suboptions:
+      baseline:
+        description:
+          - Whether a baseline is wanted, also where the kernel cannot take it yet.
+        type: bool
+        default: false
+      instances:
+        description:
+          - Whether instances are declared, which takes a kernel that has the multikernel file system, or a
+            simulation.
+        type: bool
+        default: false
+      simulate:
+        description:
+          - Whether the file system is simulated, which is refused beside a kernel that has it.
+        type: bool
+        default: false
   root:
     description:
       - The directory that holds C(proc) and C(sys). For tests.
@@ -72,25 +93,33 @@ errors:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.zernel.fleet.plugins.module_utils._multikernel import (
+    PLAN,
+    PROPOSAL,
+    conflicts,
+    hardware_words,
+)
 from ansible_collections.zernel.fleet.plugins.module_utils._zernel import AGENT_ARGUMENTS, ZernelCli
 
 
 def main():
     module = AnsibleModule(
         argument_spec={
-            "host_cpus": {"type": "str"},
-            "pool_size": {"type": "str"},
-            "pool_base": {"type": "str"},
+            **PROPOSAL,
+            "plan": {"type": "dict", "options": PLAN},
             "root": {"type": "path", "default": "/"},
             **AGENT_ARGUMENTS,
         },
         supports_check_mode=True,
     )
-    words = ["show", "--hardware", "--root=" + module.params["root"]]
-    for option in ("host_cpus", "pool_size", "pool_base"):
-        if module.params[option]:
-            words.append("--%s=%s" % (option.replace("_", "-"), module.params[option]))
-    result = ZernelCli(module).run(words)
+    words = hardware_words(module.params)
+    result = ZernelCli(module).run([*words, "--root=" + module.params["root"]])
+    plan = module.params["plan"]
+    problems = conflicts(result, plan) if plan else []
+    if problems:
+        module.fail_json(
+            msg="This host cannot be split as planned. " + " ".join(problems), errors=result["errors"]
+        )
     module.exit_json(
         changed=False, hardware=result["hardware"], baseline=result["baseline"], errors=result["errors"]
     )

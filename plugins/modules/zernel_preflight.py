@@ -20,10 +20,15 @@ options:
     description:
       - The agent's package on the controller. Without it, the one in the role C(agent) of this collection.
     type: path
+  kernel_release:
+    description:
+      - The kernel that the host will have booted by the time the settings are applied, as C(uname -r) shows
+        it. Where another one runs now, what depends on the kernel is not judged. Empty means the running one.
+    type: str
+    default: ""
   require:
     description:
       - What the running kernel must have, see O(zernel.fleet.zernel_kernel_info#module:require).
-        Leave it empty where another kernel will be installed.
     type: list
     elements: str
     default: []
@@ -53,15 +58,19 @@ options:
       - How this host will be split into kernel instances. Without it, nothing is said about that.
     type: dict
     suboptions:
+      baseline:
+        description:
+          - See O(zernel.fleet.zernel_hardware_info#module:plan.baseline).
+        type: bool
+        default: false
       instances:
         description:
-          - Whether instances are declared, which takes a kernel that has the multikernel file system, or a
-            simulation.
+          - See O(zernel.fleet.zernel_hardware_info#module:plan.instances).
         type: bool
         default: false
       simulate:
         description:
-          - Whether the file system will be simulated, which is refused beside a kernel that has it.
+          - See O(zernel.fleet.zernel_hardware_info#module:plan.simulate).
         type: bool
         default: false
       host_cpus:
@@ -139,20 +148,19 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.zernel.fleet.plugins.module_utils._config import FILES, config_text, refusal
+from ansible_collections.zernel.fleet.plugins.module_utils._multikernel import (
+    PLAN,
+    PROPOSAL,
+    conflicts,
+    hardware_words,
+    sentences,
+)
 from ansible_collections.zernel.fleet.plugins.module_utils._zernel import run_program
 
 LISTEN = "0A"
 # As in /proc/net/tcp and tcp6: 127.0.0.1, 0.0.0.0, ::ffff:127.0.0.1 and ::. A listener on one of these keeps
 # 127.0.0.1 from being bound.
 IN_THE_WAY = {"0100007F", "00000000", "0000000000000000FFFF00000100007F", "0" * 32}
-PROPOSAL = ("host_cpus", "pool_size", "pool_base")
-NO_MULTIKERNEL = (
-    "zernel_multikernel_instances declares instances, and the running kernel has no multikernel file system. "
-    "Boot a multikernel kernel, or set zernel_multikernel_simulate to true to try them without one."
-)
-REAL_MULTIKERNEL = (
-    "This host's kernel has the multikernel file system itself. Set zernel_multikernel_simulate to false."
-)
 DAEMONS = {"scheduler": "zernel.scheduler.daemon", "observe": "zernel.observe.daemon"}
 MODULES = "usr/lib/python3/dist-packages"
 DPKG_SUMS = "/var/lib/dpkg/info/zernel-agent.md5sums"
@@ -254,16 +262,6 @@ def unpack(module, package):
     return target
 
 
-def sentences(about, errors):
-    """Return the agent's errors as sentences, each with what it is about and what to do."""
-    problems = []
-    for error in errors:
-        subject = " ".join(filter(None, (about, error.get("instance"))))
-        said = "%s: %s." % (subject, error["message"].rstrip("."))
-        problems.append(" ".join(filter(None, (said, error.get("suggestion")))))
-    return problems
-
-
 class Agent:
     """The agent in the unpacked package. It judges this host as it would once it is installed."""
 
@@ -274,7 +272,8 @@ class Agent:
     def check(self, params):
         """Return what the agent says against the kernel and against the settings."""
         problems = []
-        if params["require"]:
+        other_kernel = params["kernel_release"] not in ("", platform.release())
+        if params["require"] and not other_kernel:
             words = ["kernel", "report", *("--require=%s" % name for name in params["require"])]
             problems += self.errors("Kernel", words)
         for option, (_file, program) in sorted(FILES.items()):
@@ -285,28 +284,21 @@ class Agent:
                 problems.append("%s does not accept its settings:\n%s" % (program, why))
         if params["sysctl"]:
             data = json.dumps(params["sysctl"], indent=1)
-            problems += self.errors("Kernel parameter", ["sysctl", "plan", "--input=-"], data)
+            # What another kernel knows and takes is seen once it runs.
+            words = ["sysctl", "check" if other_kernel else "plan", "--input=-"]
+            problems += self.errors("Kernel parameter", words, data)
         if params["multikernel"]:
-            problems += self.check_multikernel(params["multikernel"])
+            problems += self.check_multikernel(params["multikernel"], other_kernel)
         return problems
 
-    def check_multikernel(self, wanted):
+    def check_multikernel(self, plan, other_kernel):
         """Return what is wrong with the host for instances, real or simulated."""
-        words = ["show", "--hardware"]
-        words += ["--%s=%s" % (name.replace("_", "-"), wanted[name]) for name in PROPOSAL if wanted[name]]
-        rc, result, text = self.run(words)
+        rc, result, text = self.run(hardware_words(plan))
         if result and rc == 1:
             return sentences("Kernel instances", result["errors"])
-        try:
-            has_it = result["hardware"]["multikernel"]
-            errors = [] if result["baseline"] else result["errors"]
-        except (KeyError, TypeError):
+        if result is None:
             return ["The agent cannot look at this host's hardware (status %d): %s" % (rc, text)]
-        if has_it and wanted["simulate"]:
-            return [REAL_MULTIKERNEL]
-        if not has_it and not wanted["simulate"]:
-            return [NO_MULTIKERNEL] if wanted["instances"] else []
-        return sentences("Kernel instances", errors)
+        return conflicts(result, plan, other_kernel)
 
     def errors(self, about, words, data=None):
         """Run a command that may refuse, and return its reasons."""
@@ -358,6 +350,7 @@ def main():
     module = AnsibleModule(
         argument_spec={
             "package": {"type": "path"},
+            "kernel_release": {"type": "str", "default": ""},
             "require": {"type": "list", "elements": "str", "default": []},
             "ports": {"type": "dict", "default": {}},
             "scheduler": {"type": "dict", "default": {}},
@@ -365,11 +358,7 @@ def main():
             "sysctl": {"type": "dict", "default": {}},
             "multikernel": {
                 "type": "dict",
-                "options": {
-                    "instances": {"type": "bool", "default": False},
-                    "simulate": {"type": "bool", "default": False},
-                    **{name: {"type": "str"} for name in PROPOSAL},
-                },
+                "options": {**PLAN, **PROPOSAL},
             },
             "releases": {"type": "list", "elements": "str", "default": ["12", "13"]},
         },

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 
 from benchmarks import provisioning, startup
@@ -28,8 +29,9 @@ def main() -> int:
             for figure in GROUPS[group]():
                 # What was measured before a failure took minutes: it is shown.
                 figures.append(figure)
-        except TestbedError as error:
-            print(error.render(), file=sys.stderr, flush=True)
+        except (TestbedError, OSError, subprocess.SubprocessError, ValueError) as error:
+            words = error.render() if isinstance(error, TestbedError) else f"ERROR: bench: {group}: {error}"
+            print(words, file=sys.stderr, flush=True)
             failed = True
     print("\n" + table(figures))
     return 1 if failed or any(figure.verdict == "MISSED" for figure in figures) else 0

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,11 +10,12 @@ import pytest
 
 from testbed import Disk, Guest, GuestSpec, TestbedError, image, kernel
 from testbed.image import Image
+from testbed.tools import unwind_when_ended
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let SIGTERM unwind the fixtures, as Ctrl-C does: its default action would end pytest on the spot."""
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    unwind_when_ended()
 
 
 @pytest.fixture(scope="session")

@@ -6,21 +6,17 @@ The testbed hands the guest its kernel: a reboot here would not go through a boo
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from agent_package import install
+from playbook import play
 from testbed import Guest, GuestSpec
 from testbed.image import Image
 from testbed.inventory import write
 
-CLONE = Path(__file__).parents[2]
 METAPACKAGE = "linux-image-cloud-amd64"
 PLAYBOOK = """
 - hosts: all
@@ -50,32 +46,18 @@ def release(host: Guest) -> str:
     return image.split()[0]
 
 
-def play(host: Guest, directory: Path, **settings: object) -> tuple[int, str]:
+def role(host: Guest, directory: Path, **settings: object) -> tuple[int, str]:
     """Run the role; returns the exit status and what was said, in one line."""
     playbook = directory / "kernel.yml"
     playbook.write_text(PLAYBOOK)
-    done = subprocess.run(
-        [
-            Path(sys.executable).with_name("ansible-playbook"),
-            f"--inventory={write(directory / 'inventory.yml', [host])}",
-            f"--extra-vars={json.dumps(settings)}",
-            playbook,
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=CLONE,
-        env={**os.environ, "ANSIBLE_CONFIG": str(CLONE / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
-        timeout=900,
-    )
-    return done.returncode, " ".join((done.stdout + done.stderr).split())
+    return play(write(directory / "inventory.yml", [host]), playbook, settings)
 
 
 def test_a_candidate_that_lacks_something_is_taken_away_again(
     host: Guest, release: str, tmp_path: Path
 ) -> None:
     before = host.run(KERNELS).stdout
-    status, said = play(
+    status, said = role(
         host,
         tmp_path,
         zernel_kernel_packages=[METAPACKAGE],
@@ -98,11 +80,11 @@ def test_a_candidate_that_passes_stays_and_waits_for_the_reboot(
         "zernel_kernel_release": release,
         "zernel_kernel_require": ["btf"],
     }
-    status, said = play(host, tmp_path, **settings)
+    status, said = role(host, tmp_path, **settings)
     assert status == 0, said
     assert "reboot required: True" in said
     assert {f"vmlinuz-{release}", f"initrd.img-{release}"} <= set(host.run("ls /boot").stdout.split())
     assert host.run("uname -r").stdout.strip() == running
-    status, said = play(host, tmp_path, **settings)
+    status, said = role(host, tmp_path, **settings)
     assert status == 0, said
     assert "changed=0" in said

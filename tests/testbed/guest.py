@@ -40,6 +40,7 @@ _SCRATCH_MIB = 1024
 _RUN_PREFIX = "zernel-guest-"
 # The name of such a directory until it is locked
 _UNLOCKED_PREFIX = "zernel-new-guest-"
+_LOCKING_SECONDS = 600
 _FATAL = re.compile(r"Kernel panic - not syncing|Attempted to kill init|VFS: Unable to mount root fs")
 # QEMU's words when another process took the port since free_port() looked
 _PORT_TAKEN = "Could not set up host forwarding rule"
@@ -404,4 +405,10 @@ def sweep() -> None:
                 continue
             with (path / "lock").open("r+") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+    # Nobody takes as long as this to lock a new one: its owner was killed in that moment.
+    for path in Path(tempfile.gettempdir()).glob(f"{_UNLOCKED_PREFIX}*"):
+        with suppress(OSError):
+            found = path.stat()
+            if found.st_uid == os.geteuid() and time.time() - found.st_mtime > _LOCKING_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)

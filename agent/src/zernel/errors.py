@@ -76,7 +76,7 @@ class Problem(Record):
         first = self.locations[0] if self.locations else None
         return {
             "code": self.code,
-            "message": ". ".join(text.rstrip(".") for text in (self.category, *self.explanation)),
+            "message": ": ".join(filter(None, (self.category.rstrip("."), "; ".join(self.explanation)))),
             "instance": self.subject,
             "current_state": self.current_state,
             "conflict": self.conflict,

@@ -58,16 +58,16 @@ def test_json_needs_no_yaml_library(monkeypatch: pytest.MonkeyPatch) -> None:
         "fs.nr_open": [1],
         "fs.aio-max-nr": None,
     }
-    text = json.dumps(wanted, indent=1)
-    found = refused(text)
-    assert [code for code, _ in found] == [
-        "sysctl-bad-type",
-        "sysctl-bad-policy",
-        "sysctl-bad-entry",
-        *["sysctl-bad-type"] * 3,
+    text = json.dumps({"vm.max_map_count": {"value": 1}, **wanted}, indent=1)
+    assert [(code, text.splitlines()[(line or 0) - 1].strip(" ,")) for code, line in refused(text)] == [
+        ("sysctl-bad-type", '"value": 1.5'),
+        ("sysctl-bad-policy", '"policy": "lower"'),
+        ("sysctl-bad-entry", '"vm.overcommit_memory": {'),
+        ("sysctl-bad-type", '"fs.file-max": true'),
+        ("sysctl-bad-type", '"fs.nr_open": ['),
+        ("sysctl-bad-type", '"fs.aio-max-nr": null'),
     ]
-    for key, (_, line) in zip(list(wanted)[3:], found[3:], strict=True):
-        assert key in text.splitlines()[(line or 0) - 1]
+    assert refused("vm.swappiness: 1") == [("sysctl-syntax", 1)]
     assert [asked.value for asked in parse('{"vm.swappiness": 1, "net.a.b": "x"}', "wanted")] == ["1", "x"]
 
 

@@ -30,7 +30,11 @@ def register(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``zernel sysctl``."""
     parser.epilog = _EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("action", choices=("plan", "apply"), help="plan: only say what would change")
+    parser.add_argument(
+        "action",
+        choices=("check", "plan", "apply"),
+        help="check: only read the settings, whatever the kernel; plan: only say what would change",
+    )
     parser.add_argument(
         "--input", required=True, metavar="FILE", help="the desired settings; - is standard input"
     )
@@ -42,6 +46,12 @@ def register(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Plan or apply and print the report."""
     asked = _read(args.input)
+    if args.action == "check":
+        number = f"{len(asked)} setting{'' if len(asked) == 1 else 's'}"
+        print_result(
+            {"status": "valid", "settings": len(asked)}, args.format, lambda: f"✓ {number}, well formed"
+        )
+        return 0
     result = plan(asked, args.root) if args.action == "plan" or args.dry_run else apply(asked, args.root)
     print_result(result.as_dict(), args.format, lambda: _text(result))
     return 0

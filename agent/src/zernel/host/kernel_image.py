@@ -124,6 +124,12 @@ def _decompress_by_program(path: Path, data: bytes) -> bytes:
             explanation=f"There is no program '{program}' on this host",
             suggestion=f"Install the package {program}",
         )
+    slow = threading.Event()
+
+    def give_up(process: subprocess.Popen[bytes]) -> None:
+        slow.set()
+        process.kill()
+
     # Files for input and errors: with one pipe only, neither side can wait for the other.
     with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as complaints:
         source.write(data)
@@ -132,13 +138,18 @@ def _decompress_by_program(path: Path, data: bytes) -> bytes:
             [program, "-dcq"], stdin=source, stdout=subprocess.PIPE, stderr=complaints
         ) as process:
             assert process.stdout is not None
-            limit = threading.Timer(_PROGRAM_SECONDS, process.kill)
+            limit = threading.Timer(_PROGRAM_SECONDS, give_up, (process,))
+            limit.daemon = True
             limit.start()
-            kernel = process.stdout.read(MAX_KERNEL + 1)
-            limit.cancel()
-            process.kill()
+            try:
+                kernel = process.stdout.read(MAX_KERNEL + 1)
+            finally:
+                limit.cancel()
+                process.kill()
         complaints.seek(0)
         said = complaints.read(1000).decode(errors="replace").strip()
+    if slow.is_set():
+        raise _unreadable(path, f"{program} took more than {_PROGRAM_SECONDS:.0f} s")
     # Its exit status says nothing: it fails at the trailing size, after it has written everything.
     if not kernel.startswith(b"\x7fELF"):
         raise _unreadable(path, f"{program}: {said or 'no ELF file came out of it'}")

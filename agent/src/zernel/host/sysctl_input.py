@@ -208,7 +208,12 @@ class _Reader:
             self._add(number, key.strip(), value, None, optional)
 
     def _read_mapping(self) -> None:
-        node = self._json() or self._yaml()
+        try:
+            import yaml  # noqa: F401  20 ms: only for this form
+        except ImportError:  # on a host that is only looked at, before the agent's dependencies are there
+            node = self._json()
+        else:
+            node = self._yaml()
         if node is None:
             return
         if node.kind != "map":
@@ -224,31 +229,28 @@ class _Reader:
             self._read_entry(key, value)
 
     def _json(self) -> _Node | None:
-        """Return what the text says, None where it is not JSON.
-
-        JSON is YAML too, but what Ansible's modules send must be readable on a host that has no python3-yaml
-        yet, and without the 20 ms of its import.
-        """
+        """Return what the text says; None after noting a problem."""
         import json
 
-        if not self.text.lstrip().startswith("{"):
-            return None
-        pairs = json.JSONDecoder(
+        decoder = json.JSONDecoder(
             object_pairs_hook=_Pairs, parse_int=_Number, parse_float=_Number, parse_constant=_Number
         )
         try:
-            return self._from_json("", pairs.decode(self.text))
-        except ValueError:  # YAML in the flow form, or broken: its reader says what is wrong, and where
+            return self._from_json("", decoder.decode(self.text), 1)
+        except json.JSONDecodeError as error:
+            suggestion = "Give JSON, or install python3-yaml to have YAML read"
+            self._problem("sysctl-syntax", "Not valid JSON", error.lineno, error.msg, suggestion)
             return None
 
-    def _from_json(self, key: str, value: object) -> _Node:
-        """Return a decoded value; its line is the one where its key stands."""
+    def _from_json(self, key: str, value: object, start: int) -> _Node:
+        """Return a decoded value, with the first line from ``start`` on that has its key."""
         import json
 
-        start = f"{json.dumps(key)}:"
-        line = next((n for n, text in enumerate(self.lines, 1) if text.lstrip().startswith(start)), 1)
+        quoted = json.dumps(key)
+        numbered = enumerate(self.lines[start - 1 :], start)
+        line = next((number for number, text in numbered if quoted in text), start) if key else start
         if isinstance(value, _Pairs):
-            return _Node(line, "map", items=[(name, self._from_json(name, inner)) for name, inner in value])
+            return _Node(line, "map", items=[(k, self._from_json(k, v, line)) for k, v in value])
         if isinstance(value, list):
             return _Node(line, "seq")
         if isinstance(value, bool):
