@@ -26,13 +26,16 @@ def config_text(program, settings):
     return HEADER % program + toml(settings)
 
 
-def refusal(module, command, text, environ=None):
-    """Let a daemon, started with C(command), judge a text; returns what is wrong with it, or None."""
+def refusal(module, command, text, name="the new settings", environ=None):
+    """Let a daemon, started with C(command), judge a text; returns what is wrong with it, or None.
+
+    In what it says the text is called C(name).
+    """
     with tempfile.NamedTemporaryFile("w", suffix=".toml", dir=module.tmpdir, encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
         rc, out, err = run_program([*command, "--config", stream.name, "--check-config"], environ=environ)
-        return None if rc == 0 else (err.strip() or out.strip()).replace(stream.name, "the new settings")
+        return None if rc == 0 else (err.strip() or out.strip()).replace(stream.name, name)
 
 
 def toml(settings, path=()):

@@ -269,19 +269,13 @@ class Agent:
         self.module = module
         self.environ = {"PYTHONPATH": str(target / MODULES)}
 
-    def check(self, params):
-        """Return what the agent says against the kernel and against the settings."""
+    def check_host(self, params):
+        """Return what the agent says against the kernel, and against what is to be done with it."""
         problems = []
         other_kernel = params["kernel_release"] not in ("", platform.release())
         if params["require"] and not other_kernel:
             words = ["kernel", "report", *("--require=%s" % name for name in params["require"])]
             problems += self.errors("Kernel", words)
-        for option, (_file, program) in sorted(FILES.items()):
-            text = config_text(program, params[option])
-            command = self.command(DAEMONS[option])
-            why = refusal(self.module, command, text, self.environ) if params[option] else None
-            if why:
-                problems.append("%s does not accept its settings:\n%s" % (program, why))
         if params["sysctl"]:
             data = json.dumps(params["sysctl"], indent=1)
             # What another kernel knows and takes is seen once it runs.
@@ -289,6 +283,18 @@ class Agent:
             problems += self.errors("Kernel parameter", words, data)
         if params["multikernel"]:
             problems += self.check_multikernel(params["multikernel"], other_kernel)
+        return problems
+
+    def check_settings(self, params):
+        """Return what the daemons say against their settings."""
+        problems = []
+        for option, (_file, program) in sorted(FILES.items()):
+            text = config_text(program, params[option])
+            command = self.command(DAEMONS[option])
+            name = "zernel_agent_%s_config, as TOML" % option
+            why = refusal(self.module, command, text, name, self.environ) if params[option] else None
+            if why:
+                problems.append("%s does not accept its settings:\n%s" % (program, why))
         return problems
 
     def check_multikernel(self, plan, other_kernel):
@@ -370,9 +376,11 @@ def main():
         problems.append(
             "The agent's package cannot be unpacked on this host: no dpkg-deb, or no room for it."
         )
-    elif not problems:
-        # Only a system that can run the agent at all can be judged by it.
-        problems += Agent(module, target).check(module.params)
+    elif sys.version_info >= (3, 11):
+        agent = Agent(module, target)
+        # Only a system that the agent is made for can be judged by it; settings can be anywhere.
+        problems += agent.check_host(module.params) if not problems else []
+        problems += agent.check_settings(module.params)
     if sys.version_info >= (3, 11):
         problems += check_ports(module.params["ports"])
     version = installed_agent(module)
@@ -383,7 +391,7 @@ def main():
         "package_version": target and package_version(target),
     }
     if problems:
-        reasons = "\n".join("  - %s" % problem for problem in problems)
+        reasons = "\n".join("  - " + problem.replace("\n", "\n      ") for problem in problems)
         module.fail_json(
             msg="This host cannot be provisioned, and nothing on it has been changed:\n" + reasons, **result
         )

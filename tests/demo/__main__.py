@@ -71,14 +71,13 @@ def _demo(began: float) -> int:
     inventory.write_text(demo.inventory())
     step("ansible-playbook playbooks/site.yml")
     run = provision.site(inventory)
-    if guest.run(f"systemctl is-active {provision.WORKLOAD_UNIT}", check=False).returncode != 0:
-        step("A workload to observe")
-        provision.start_workload(guest)
-    print(_summary(guest, run, time.time() - began))
+    step("A workload to observe")
+    provision.start_workload(guest)
+    print(_summary(guest, run, began))
     return 0
 
 
-def _summary(guest: Guest, run: provision.Run, seconds: float) -> str:
+def _summary(guest: Guest, run: provision.Run, began: float) -> str:
     release = guest.run(". /etc/os-release; echo $PRETTY_NAME").stdout.strip()
     kernel = guest.run("uname -r").stdout.strip()
     machine = "KVM" if guest.kvm else "emulated, no KVM"
@@ -87,7 +86,6 @@ def _summary(guest: Guest, run: provision.Run, seconds: float) -> str:
     shown = json.loads(guest.run("zernel show --format=json").stdout)
     instances = [_instance(name, entry) for name, entry in sorted(shown.get("instances", {}).items())]
     label = "SIMULATED multikernel" if shown.get("simulated") else "multikernel"
-    minutes, rest = divmod(int(seconds), 60)
     rows = [
         ("host", f"{release}, Linux {kernel} ({machine})"),
         ("scheduler", f"{state}: {ops}; {_decisions_per_second(guest):,.0f} decisions/s"),
@@ -99,6 +97,7 @@ def _summary(guest: Guest, run: provision.Run, seconds: float) -> str:
         ("again", "make demo  (provisions the running guest once more: changed=0)"),
         ("stop", "make demo-down"),
     ]
+    minutes, rest = divmod(int(time.time() - began), 60)
     width = max(len(name) for name, _ in rows)
     lines = [f"  {name.ljust(width)}  {value}" for name, value in rows]
     return "\n".join(["", f"Zernel's demo is ready after {minutes} min {rest:02d} s", "", *lines, ""])

@@ -79,4 +79,6 @@ def start_workload(guest: Guest) -> None:
         (built / "workload.sh").chmod(0o755)
         built.chmod(0o755)
         guest.put(built, "/opt/zernel-demo")
-    guest.run(f"systemd-run --quiet --unit={WORKLOAD_UNIT} /opt/zernel-demo/workload.sh")
+    # One of an earlier demo may have allocated before zerneld was started anew: that would not be counted.
+    guest.run(f"systemctl stop {WORKLOAD_UNIT}", check=False)
+    guest.run(f"systemd-run --quiet --collect --unit={WORKLOAD_UNIT} /opt/zernel-demo/workload.sh")

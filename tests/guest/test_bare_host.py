@@ -16,10 +16,11 @@ from playbook import play
 from testbed import Guest
 from testbed.inventory import write
 
-# Ansible itself makes ~/.ansible/tmp, and what runs meanwhile writes below /var/lib/systemd, /var/log and /run.
+# Ansible itself makes ~/.ansible/tmp, and systemd writes below /var/lib/systemd and /var/log meanwhile.
 LISTING = """
 find /etc /usr /opt /boot /root /tmp /var -xdev ! -path '/root/.ansible*' ! -path '/var/lib/systemd/*' \\
-  ! -path '/var/log/*' ! -path '/var/tmp/systemd-*' ! -path '/tmp/systemd-*' ! -name '*.pyc' ! -name __pycache__ \\
+  ! -path '/var/log/*' ! -path '/var/tmp/systemd-*' ! -path '/tmp/systemd-*' \\
+  ! -name '*.pyc' ! -name __pycache__ \\
   -printf '%p %m %s %y\\n' | sort
 find /etc /usr /opt /boot -xdev -type f ! -name '*.pyc' -printf '%p %T@\\n' | sort
 sysctl vm.swappiness net.core.rmem_max

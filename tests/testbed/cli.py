@@ -16,7 +16,7 @@ from testbed.errors import TestbedError, from_oserror
 from testbed.guest import BOOT_TIMEOUT, Guest, GuestSpec
 from testbed.inventory import write
 from testbed.qemu import Disk
-from testbed.tools import environment, require, unwind_when_ended
+from testbed.tools import COMMAND, environment, require, unwind_when_ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,8 +65,8 @@ def _boot(args: argparse.Namespace) -> int:
         state = detached.Detached(args.name, args.state).boot(spec, guest_image)
         how = "KVM" if state.kvm else "emulated"
         print(f"Guest {args.name} answers after {state.boot_seconds} s ({how})")
-        print(f"Log in: python3 -m testbed ssh --name {args.name}")
-        print(f"Stop:   python3 -m testbed down --name {args.name}")
+        print(f"Log in: {COMMAND} ssh --name {args.name}")
+        print(f"Stop:   {COMMAND} down --name {args.name}")
         return 0
     with Guest.boot(spec, image=guest_image, serial_log=args.serial) as guest:
         if args.inventory:

@@ -19,6 +19,7 @@ from testbed.errors import TestbedError
 from testbed.guest import Guest, GuestSpec
 from testbed.image import Image
 from testbed.inventory import host_variables, render
+from testbed.tools import COMMAND
 
 ROOT = Path(__file__).resolve().parents[2] / ".demo"
 
@@ -72,7 +73,7 @@ class Detached:
             return state
         raise TestbedError(
             f"No guest {self.name!r} is running",
-            suggestion=f"Boot it: python3 -m testbed boot --detach --name {self.name}",
+            suggestion=f"Boot it: make demo, or {COMMAND} boot --detach --name {self.name}",
         )
 
     def boot(self, spec: GuestSpec, image: Image) -> State:
@@ -81,7 +82,7 @@ class Detached:
             if self.state():
                 raise TestbedError(
                     f"A guest {self.name!r} is running already",
-                    suggestion=f"python3 -m testbed down --name {self.name}, or choose another --name",
+                    suggestion=f"{COMMAND} down --name {self.name}, or choose another --name",
                 )
             if len(str(self.files.control)) > 100:
                 raise TestbedError(

@@ -15,6 +15,9 @@ from pathlib import Path
 
 from testbed.errors import TestbedError, disk_full
 
+# How a person calls the testbed at the top of a clone
+COMMAND = "PYTHONPATH=tests python3 -m testbed"
+
 # The Debian package that a program comes from, where its name does not say so
 PACKAGES = {
     "qemu-system-x86_64": "qemu-system-x86",

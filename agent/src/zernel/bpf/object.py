@@ -203,7 +203,7 @@ class BpfObject:
                 libbpf.library().bpf_object__open_file(os.fsencode(path), None),
                 f"open the BPF object {path}",
                 log,
-                "Install the package zernel-agent again, or run 'make -C bpf' in the clone",
+                "Install the package zernel-agent again, or run 'make bpf' in the clone",
             )
         return cls(handle, path)
 

@@ -85,11 +85,14 @@ def _lines(one: Capability, required: bool, width: int, colour: bool) -> list[st
 
 
 def _summary(diagnosis: Diagnosis) -> str:
-    bad = [
-        one.name
-        for one in diagnosis.capabilities
-        if one.name in diagnosis.required and one.state is not State.OK
-    ]
+    required = [one for one in diagnosis.capabilities if one.name in diagnosis.required]
+    unknown = [one.name for one in required if one.state is State.UNKNOWN]
+    missing = [one.name for one in required if one.state not in (State.OK, State.UNKNOWN)]
     if not diagnosis.required:
         return "nothing is required"
-    return f"not there: {', '.join(bad)}" if bad else "all that is required is there"
+    parts = [
+        f"{words}: {', '.join(names)}"
+        for words, names in (("not there", missing), ("unknown", unknown))
+        if names
+    ]
+    return "; ".join(parts) or "all that is required is there"

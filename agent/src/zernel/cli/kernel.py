@@ -63,7 +63,9 @@ def _text(result: KernelReport) -> str:
         f"Kernel {kernel}{', running' if result.running else ''}; options from {result.config_source or '-'}"
     ]
     area = None
-    for option in result.options:
+    # An area's options together, the areas in the order in which they are first met
+    areas = list(dict.fromkeys(option.want.area for option in result.options))
+    for option in sorted(result.options, key=lambda option: areas.index(option.want.area)):
         if option.want.area != area:
             area = option.want.area
             lines += ["", area]

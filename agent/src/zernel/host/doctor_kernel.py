@@ -117,7 +117,7 @@ def bpf(host: Host) -> Finding:
         return Finding(State.MISSING, problem.category, problem.suggestion, details)
     if host.trial is not None and host.trial.not_built:
         reason = "the kernel has the bpf system call; no object is there to try"
-        return Finding(State.UNKNOWN, reason, "Install zernel-agent, or run 'make -C bpf'", details)
+        return Finding(State.UNKNOWN, reason, "Install zernel-agent, or run 'make bpf'", details)
     if host.trial is not None and host.trial.load:
         return Finding(State.MISSING, host.trial.load, "See the reason; check the kernel's options", details)
     jit = {0: ", interpreted: slow", None: ""}.get(_jit(host), ", compiled")
@@ -157,7 +157,7 @@ def uprobes(host: Host) -> Finding:
         return Finding(State.MISSING, reason, _KERNEL_SUGGESTION)
     trial = host.trial
     if trial is not None and trial.not_built:
-        return Finding(State.UNKNOWN, "the kernel has them; not tried (no BPF object)", "Run 'make -C bpf'")
+        return Finding(State.UNKNOWN, "the kernel has them; not tried (no BPF object)", "Run 'make bpf'")
     if trial is not None and trial.uprobe:
         return Finding(State.MISSING, trial.uprobe, "See the reason; 'zernel doctor' must be run on the host")
     tried = "one was attached to this process and ran" if trial else "the kernel has them"

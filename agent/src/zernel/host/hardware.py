@@ -457,7 +457,7 @@ def describe(hardware: Hardware) -> list[str]:
     online = format_cpus(cpu.number for cpu in hardware.cpus)
     lines = [
         "This host:",
-        f"  CPUs: {online} online ({len(cores)} cores, {len(sockets)} sockets)",
+        f"  CPUs: {online} online (cores: {len(cores)}, sockets: {len(sockets)})",
         f"  Memory: {format_size(hardware.memory_bytes)}",
     ]
     for node in hardware.nodes:

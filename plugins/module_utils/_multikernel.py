@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: (c) The Zernel project
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""How a host is to be split into kernel instances, and what is against it."""
+
+from __future__ import annotations
+
+PROPOSAL = {"host_cpus": {"type": "str"}, "pool_size": {"type": "str"}, "pool_base": {"type": "str"}}
+"""Module options that shape the baseline which the agent proposes for a host."""
+
+PLAN = {
+    "baseline": {"type": "bool", "default": False},
+    "instances": {"type": "bool", "default": False},
+    "simulate": {"type": "bool", "default": False},
+}
+"""Module options: whether there must be a baseline, and instances, and whether these are simulated."""
+
+REAL = "This host's kernel has the multikernel file system itself. Set zernel_multikernel_simulate to false."
+NONE = (
+    "zernel_multikernel_instances declares instances, and the running kernel has no multikernel file system. "
+    "Boot a multikernel kernel, or set zernel_multikernel_simulate to true to try them without one."
+)
+
+
+def hardware_words(proposal):
+    """Return the words after C(zernel) that show the hardware and the baseline proposed for it."""
+    words = ["show", "--hardware"]
+    return words + [
+        "--%s=%s" % (name.replace("_", "-"), proposal[name]) for name in PROPOSAL if proposal[name]
+    ]
+
+
+def conflicts(hardware, plan, other_kernel=False):
+    """Return what is wrong with a host for the plan, given what C(zernel show --hardware) said.
+
+    With C(other_kernel), what depends on the running kernel is left out.
+    """
+    real = hardware["hardware"]["multikernel"]
+    if real and plan["simulate"] and not other_kernel:
+        return [REAL]
+    if plan["instances"] and not real and not plan["simulate"] and not other_kernel:
+        return [NONE]
+    wanted = plan["simulate"] or plan["baseline"] or plan["instances"]
+    if hardware["baseline"] is None and (real or wanted):
+        return sentences("Kernel instances", hardware["errors"])
+    return []
+
+
+def sentences(about, errors):
+    """Return the agent's errors as sentences, each with what it is about and what to do."""
+    problems = []
+    for error in errors:
+        subject = " ".join(filter(None, (about, error.get("instance"))))
+        said = "%s: %s." % (subject, error["message"].rstrip("."))
+        problems.append(" ".join(filter(None, (said, error.get("suggestion")))))
+    return problems
