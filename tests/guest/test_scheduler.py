@@ -285,6 +285,14 @@ def test_a_scheduler_that_forgets_tasks_is_ejected_and_the_reason_reported(
     assert re.search(noticed, journal), journal
 
 
+def test_starts_that_a_clean_stop_ended_do_not_count_against_the_limit(host: Host) -> None:
+    for _ in range(5):
+        host.start()
+        host.guest.run("systemctl stop zernel-scheduler")
+    assert host.show("Result") == "success"
+    assert host.state() == "disabled"
+
+
 def test_sysrq_s_turns_it_off_for_good(host: Host) -> None:
     host.start()
     host.guest.run("echo 1 > /proc/sys/kernel/sysrq; echo S > /proc/sysrq-trigger")
