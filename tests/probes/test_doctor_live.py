@@ -48,7 +48,7 @@ def test_root_without_the_rights_is_told_apart() -> None:
 def test_objects_that_were_not_built_are_unknown_not_missing(tmp_path: Path) -> None:
     found = doctor(ZERNEL_BPF_DIR=str(tmp_path))
     assert {found[name]["state"] for name in ("bpf", "uprobes")} == {"unknown"}
-    assert "make -C bpf" in found["bpf"]["suggestion"]
+    assert "make bpf" in found["bpf"]["suggestion"]
 
 
 def test_colour_is_for_terminals_only() -> None:
