@@ -9,7 +9,7 @@ from zernel.cli.output import add_format_option, print_result
 from zernel.devicetree.model import MAX_CPU, PAGE_BYTES
 from zernel.devicetree.units import parse_cpus, parse_devices, parse_memory, parse_size
 from zernel.errors import ZernelError, fail
-from zernel.multikernel import fs, operations, report
+from zernel.multikernel import fs, operations, planning, report
 from zernel.multikernel.text import change_data, print_change, told
 
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _request(args: argparse.Namespace) -> operations.Request:
+def _request(args: argparse.Namespace) -> planning.Request:
     """Read the options; raises `ZernelError` with every mistake in them."""
     values: dict[str, object] = {}
     mistakes: list[ZernelError] = []
@@ -76,7 +76,7 @@ def _request(args: argparse.Namespace) -> operations.Request:
                 mistakes.append(error)
     if mistakes:
         raise ZernelError(*(problem for error in mistakes for problem in error.problems))
-    return operations.Request(name=args.name, **values)  # type: ignore[arg-type]
+    return planning.Request(name=args.name, **values)  # type: ignore[arg-type]
 
 
 def _number(text: str, option: str, highest: int) -> int:

@@ -36,17 +36,17 @@ def run(args: argparse.Namespace) -> int:
     """Show the state of the kernel, or the hardware. Nothing is changed."""
     if args.hardware:
         return _show_hardware(args)
-    from zernel.multikernel import fs, operations, state
+    from zernel.multikernel import fs, planning, state, transactions
     from zernel.multikernel.overlay import V1
 
     target = fs.open_fs()
-    with operations.labelling(target):
+    with transactions.labelling(target):
         current = state.load(target, V1())
         instances = current.system.instances
         if args.name is not None:
             found = current.instance(args.name)
             if found is None:
-                raise operations.not_there(args.name, [instance.name for instance in instances])
+                raise planning.not_there(args.name, [instance.name for instance in instances])
             instances = (found,)
     resources = current.system.resources
     data: dict[str, Any] = {
