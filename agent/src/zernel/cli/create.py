@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.dry_run:
         done = f"✓ Instance {request.name} can be created (dry run: nothing was written)"
     else:
-        done = f"✓ Instance {request.name} created {told(outcome.transaction)}"
+        done = f"✓ Instance {request.name} created {told(outcome.transactions)}"
     lines = report.instance_lines(instance, outcome.status)
     print_result(data, args.format, lambda: print_change(lines, outcome, target, done))
     return 0

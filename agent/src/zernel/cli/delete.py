@@ -28,6 +28,6 @@ def run(args: argparse.Namespace) -> int:
     elif args.dry_run:
         done = f"✓ Instance {args.name} can be deleted (dry run: nothing was written)"
     else:
-        done = f"✓ Instance {args.name} deleted {told(outcome.transaction)}".rstrip()
+        done = f"✓ Instance {args.name} deleted {told(outcome.transactions)}".rstrip()
     print_result(data, args.format, lambda: print_change([], outcome, target, done))
     return 0

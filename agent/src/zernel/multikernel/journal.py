@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The lock and the journal that make a change to the instances a transaction.
+"""The lock, the journal and the history that make a change to the instances a transaction.
 
-Both stand in ``/var/lib/zernel/multikernel/ROOT`` (``ZERNEL_STATE_DIR`` replaces /var/lib/zernel), one
+They stand in ``/var/lib/zernel/multikernel/ROOT`` (``ZERNEL_STATE_DIR`` replaces /var/lib/zernel), one
 directory for each multikernel file system. The lock is flock(2) on a file: the kernel drops it when its
 holder dies, so a file that was left behind means nothing. The journal holds the change in progress, written
 before the kernel is asked and removed after its answer was read; what a killed command left is settled by the
-next one.
+next one. The history holds the last `HISTORY` changes, one file each, for ``zernel rollback``.
 """
 
 from __future__ import annotations
@@ -14,22 +14,45 @@ import json
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from zernel import files
+from zernel.devicetree.model import DeviceUse, Instance
+from zernel.devicetree.units import device_use
 from zernel.errors import fail
+from zernel.multikernel.changes import Step
 from zernel.record import Record
+
+HISTORY = 64
+"""Changes that are kept for a rollback."""
+MAX_BYTES = 4 << 20
+"""More than the largest change takes: 512 instances, before and after."""
+ACTIONS = ("create", "delete", "update", "rollback", "apply")
 
 
 class Entry(Record):
-    """A change in progress: ``create`` or ``delete`` of ``instance`` by an overlay of this SHA-256.
+    """A change: what one command does, all or nothing.
 
-    ``before`` are the transactions that there were before the overlay was written.
+    ``overlays`` are the SHA-256 of the steps' overlays. While it is in progress, ``before`` are the
+    transactions that there were before it, and ``undone`` the SHA-256 of the overlays that took steps back.
+    Once it is done, ``transactions`` are the kernel's numbers for its steps. ``undoes`` is the number of the
+    change that a rollback took back.
     """
 
+    number: int
     action: str
-    instance: str
-    overlay: str
-    before: tuple[int, ...]
+    steps: tuple[Step, ...]
+    overlays: tuple[str, ...]
+    before: tuple[int, ...] = ()
+    undone: tuple[str, ...] = ()
+    transactions: tuple[int, ...] = ()
+    undoes: int | None = None
+
+    @property
+    def command(self) -> str:
+        """The command as a person gave it, without its options."""
+        alone = self.action in ("create", "delete", "update")
+        return f"zernel {self.action} {self.steps[0].name}" if alone else f"zernel {self.action}"
 
 
 class Journal:
@@ -39,6 +62,7 @@ class Journal:
         state = Path(os.environ.get("ZERNEL_STATE_DIR") or "/var/lib/zernel")
         self.directory = state / "multikernel" / (str(root).strip("/").replace("/", "-") or "root")
         self.path = self.directory / "journal.json"
+        self.done = self.directory / "history"
 
     def lock(self) -> AbstractContextManager[None]:
         """Hold the lock; raises `ZernelError` with the holder's pid when it stays taken."""
@@ -46,36 +70,118 @@ class Journal:
 
     def begin(self, entry: Entry) -> None:
         """Record a change before the kernel is asked for it; on disk when this returns."""
-        files.replace(self.path, json.dumps(vars(entry)))
+        files.replace(self.path, _text(entry))
 
     def end(self) -> None:
         """Forget the change: its outcome was read."""
         files.remove(self.path)
 
+    def commit(self, entry: Entry, transactions: tuple[int, ...]) -> None:
+        """Move the change into the history: it was done by these transactions.
+
+        Killed in between, it is in both; the next command moves it once more, to the same file.
+        """
+        done = entry.but(before=(), undone=(), transactions=transactions)
+        files.replace(self.done / f"{entry.number}.json", _text(done))
+        for number in self._numbers()[:-HISTORY]:
+            files.remove(self.done / f"{number}.json")
+        self.end()
+
+    def next_number(self) -> int:
+        """Return the number for a new change."""
+        return max(self._numbers(), default=0) + 1
+
     def pending(self) -> Entry | None:
         """Return the change that a command began and did not end, or None."""
+        return _read(self.path, "The journal of instance changes")
+
+    def history(self) -> list[Entry]:
+        """Return the changes that were done, the newest first."""
+        found = [
+            _read(self.done / f"{number}.json", "The history of instance changes")
+            for number in reversed(self._numbers())
+        ]
+        return [entry for entry in found if entry is not None]
+
+    def _numbers(self) -> list[int]:
         try:
-            data = json.loads(self.path.read_text(encoding="utf-8"))
-            entry = Entry(data["action"], data["instance"], data["overlay"], tuple(data["before"]))
-            _check(entry)
-            return entry
+            names = [path.stem for path in self.done.iterdir() if path.suffix == ".json"]
         except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise fail(
-                "journal-broken",
-                "The journal of instance changes cannot be read",
-                explanation=f"{self.path}: {error}",
-                suggestion=f"Compare 'zernel show' with what you expect, then remove {self.path}",
-            ) from error
+            return []
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit() and len(name) < 16)
 
 
-def _check(entry: Entry) -> None:
-    """Raise ValueError unless the entry is one that `Journal.begin` can have written."""
-    if entry.action not in ("create", "delete"):
-        raise ValueError(f"'action' is {entry.action!r}, neither 'create' nor 'delete'")
-    for name, value in (("instance", entry.instance), ("overlay", entry.overlay)):
-        if not isinstance(value, str):
-            raise ValueError(f"'{name}' is {value!r}, no text")
-    if not all(type(number) is int for number in entry.before):
-        raise ValueError("'before' holds something that is no number")
+def _text(entry: Entry) -> str:
+    steps = [[_instance_data(step.before), _instance_data(step.after)] for step in entry.steps]
+    return json.dumps(vars(entry) | {"steps": steps})
+
+
+def _instance_data(instance: Instance | None) -> dict[str, Any] | None:
+    return None if instance is None else vars(instance) | {"devices": list(map(str, instance.devices))}
+
+
+def _read(path: Path, what: str) -> Entry | None:
+    """Return the entry in a file, None where there is no file; raises `ZernelError` for another content."""
+    try:
+        return _entry(json.loads(files.read_regular(path, MAX_BYTES)))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise fail(
+            "journal-broken",
+            f"{what} cannot be read",
+            explanation=f"{path}: {error}",
+            suggestion=f"Compare 'zernel show' with what you expect, then remove {path}",
+        ) from error
+
+
+def _entry(data: Any) -> Entry:
+    """Return the entry; raises ValueError, KeyError or TypeError unless `_text` can have written it."""
+    if data["action"] not in ACTIONS:
+        raise ValueError(f"'action' is {data['action']!r}, none of {', '.join(ACTIONS)}")
+    steps = tuple(Step(_instance(before), _instance(after)) for before, after in data["steps"])
+    overlays = _all(data, "overlays", str)
+    if not steps or len(steps) != len(overlays):
+        raise ValueError("'steps' and 'overlays' do not go together")
+    if any(step.before is step.after for step in steps):
+        raise ValueError("'steps' holds one of nothing")
+    undoes = data["undoes"]
+    return Entry(
+        _checked(data["number"], int),
+        data["action"],
+        steps,
+        overlays,
+        _all(data, "before", int),
+        _all(data, "undone", str),
+        _all(data, "transactions", int),
+        None if undoes is None else _checked(undoes, int),
+    )
+
+
+def _instance(data: Any) -> Instance | None:
+    if data is None:
+        return None
+    devices = tuple(device_use(text) or DeviceUse(text) for text in _all(data, "devices", str))
+    texts = [data[name] for name in ("cpu_affinity", "memory_policy")]
+    return Instance(
+        _checked(data["name"], str),
+        None if data["id"] is None else _checked(data["id"], int),
+        _all(data, "cpus", int),
+        _checked(data["memory_base"], int),
+        _checked(data["memory_bytes"], int),
+        devices,
+        _all(data, "numa_nodes", int),
+        *(None if text is None else _checked(text, str) for text in texts),
+    )
+
+
+def _all(data: Any, name: str, kind: type) -> tuple[Any, ...]:
+    if not isinstance(data[name], list):
+        raise ValueError(f"'{name}' is no list")
+    return tuple(_checked(value, kind) for value in data[name])
+
+
+def _checked(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise ValueError(f"{str(value)[:40]!r} is no {kind.__name__}")
+    return value

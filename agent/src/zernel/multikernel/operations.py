@@ -11,15 +11,18 @@ from zernel.devicetree.model import Instance, Resources
 from zernel.devicetree.validate import is_valid
 from zernel.errors import Problem, ZernelError, fail
 from zernel.multikernel import planning, state
+from zernel.multikernel.changes import Step, same
 from zernel.multikernel.fs import MultikernelFs, Transaction
-from zernel.multikernel.journal import Entry
+from zernel.multikernel.journal import Entry, Journal
+from zernel.multikernel.ordering import order
 from zernel.multikernel.overlay import V1
-from zernel.multikernel.transactions import apply, change, is_there
+from zernel.multikernel.transactions import apply, change, made_by
 from zernel.record import Record
 
 
 class Outcome(Record):
-    """What a change did: the instance before and after it (None: not there), and the kernel's transaction.
+    """What a change did: the instance before and after it (None: not there), and the kernel's
+    transactions.
 
     ``notes`` say what was found of an earlier command that did not finish.
     """
@@ -28,7 +31,7 @@ class Outcome(Record):
     after: Instance | None
     status: str | None = None
     changed: bool = True
-    transaction: Transaction | None = None
+    transactions: tuple[Transaction, ...] = ()
     warnings: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -52,22 +55,15 @@ def create(fs: MultikernelFs, request: planning.Request, *, dry_run: bool, ensur
                 planning.require_equal(existing, request)
                 status = current.statuses[request.name]
                 return Outcome(existing, existing, status, changed=False, notes=notes)
-            raise planning.exists(existing, by_interrupted=settled.created == request.name)
+            raise planning.exists(existing, by_interrupted=request.name in settled.created)
         instance, problems = planning.plan(current.system, request)
         if not is_valid(problems):
             raise ZernelError(*problems)
         outcome = Outcome(None, instance, warnings=tuple(problems), notes=notes)
         if journal is None:
             return outcome
-        transaction = apply(
-            fs,
-            wire,
-            journal,
-            Entry("create", instance.name, "", ()),
-            wire.create(instance),
-            lambda: is_there(fs, wire, instance),
-        )
-        return outcome.but(transaction=transaction, status=fs.instance(instance.name)[1])
+        done = apply(fs, wire, journal, "create", [Step(None, instance)])
+        return outcome.but(transactions=done, status=fs.instance(instance.name)[1])
 
 
 def delete(fs: MultikernelFs, name: str, *, dry_run: bool, ensure: bool) -> Outcome:
@@ -78,35 +74,88 @@ def delete(fs: MultikernelFs, name: str, *, dry_run: bool, ensure: bool) -> Outc
         problems = check_name(name)
         if problems:
             raise ZernelError(*problems)
-        if settled.removed is not None and settled.removed.name == name:
-            return Outcome(settled.removed, None, notes=notes)  # settling has just deleted it
+        for removed in settled.removed:
+            if removed.name == name:
+                return Outcome(removed, None, notes=notes)  # settling has just deleted it
         names = fs.instance_names()
         if name not in names:
             if ensure:
                 return Outcome(None, None, changed=False, notes=notes)
             raise planning.not_there(name, names)
-        number, status, blob = fs.instance(name)
+        existing = state.present(fs, wire, name)
+        if existing is None:  # another program deleted it since its name was read
+            return Outcome(None, None, changed=False, notes=notes)
+        status = fs.instance(name)[1]
         if status in ("loaded", "active"):
-            raise fail(
-                "instance-busy",
-                f"The instance is {status}",
-                subject=name,
-                explanation="The kernel deletes an instance only when no kernel is loaded into it",
-                suggestion="Stop and unload its kernel first",
-            )
-        existing = wire.read_instance(name, number, blob) if blob else None
+            raise ZernelError(planning.busy(name, status))
         outcome = Outcome(existing, None, status, notes=notes)
         if journal is None:
             return outcome
-        transaction = apply(
-            fs,
-            wire,
-            journal,
-            Entry("delete", name, "", ()),
-            wire.remove(name),
-            lambda: name not in fs.instance_names(),
-        )
-        return outcome.but(transaction=transaction)
+        return outcome.but(transactions=apply(fs, wire, journal, "delete", [Step(existing, None)]))
+
+
+def update(fs: MultikernelFs, wish: planning.Update, *, dry_run: bool) -> Outcome:
+    """Change what an instance owns, by the least that leads there.
+
+    Raises `ZernelError`, and then the instance has what it had, or the error says what it has.
+    """
+    wire = V1()
+    with change(fs, wire, dry_run) as (journal, settled):
+        problems = check_name(wish.name)
+        if problems:
+            raise ZernelError(*problems)
+        current = state.load(fs, wire)
+        existing = current.instance(wish.name)
+        if existing is None:
+            raise planning.not_there(wish.name, list(current.statuses))
+        after, problems = planning.update(current.system, existing, wish)
+        if not is_valid(problems):
+            raise ZernelError(*problems)
+        status = current.statuses[wish.name]
+        outcome = Outcome(existing, after, status, warnings=tuple(problems), notes=settled.notes)
+        if same(existing, after):
+            return outcome.but(changed=False)
+        instances = current.system.instances
+        steps = order(instances, tuple(after if one is existing else one for one in instances))
+        if problems := planning.check_busy(current.statuses, steps):
+            raise ZernelError(*problems)
+        if journal is None:
+            return outcome
+        return outcome.but(transactions=apply(fs, wire, journal, "update", steps))
+
+
+class Rollback(Record):
+    """What a rollback did: the change that it took back, and the steps that did it."""
+
+    change: Entry
+    steps: tuple[Step, ...]
+    transactions: tuple[Transaction, ...] = ()
+    warnings: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def rollback(fs: MultikernelFs, transaction: int | None, *, dry_run: bool) -> Rollback:
+    """Undo a change of ours: that of ``transaction``, or the last one that stands.
+
+    Kernels of the first version refuse to undo by rmdir, so the inverse overlays are written. Raises
+    `ZernelError` when the present state is not what the change left.
+    """
+    wire = V1()
+    with change(fs, wire, dry_run) as (journal, settled):
+        current = state.load(fs, wire)
+        history = [entry for entry in Journal(fs.root).history() if made_by(fs, entry)]
+        entry = planning.to_undo(history, transaction)
+        instances, problems = planning.undone(current.system, entry)
+        if not is_valid(problems):
+            raise ZernelError(*problems)
+        steps = order(current.system.instances, instances)
+        if busy := planning.check_busy(current.statuses, steps):
+            raise ZernelError(*busy)
+        found = Rollback(entry, tuple(steps), warnings=tuple(problems), notes=settled.notes)
+        if journal is None:
+            return found
+        done = apply(fs, wire, journal, "rollback", steps, undoes=entry.number)
+        return found.but(transactions=done)
 
 
 def apply_baseline(
@@ -119,7 +168,7 @@ def apply_baseline(
     wire = V1()
     with change(fs, wire, dry_run) as (journal, settled):
         blob, current = wire.baseline(resources), fs.baseline()
-        before = _known_baseline(wire, current)
+        before = state.baseline(fs, wire)
         if current == blob or before == resources:
             return before, False, settled.notes
         names = fs.instance_names()
@@ -141,19 +190,10 @@ def apply_baseline(
                 explanation="Nothing was changed: the kernel takes a baseline whole or not at all",
                 suggestion="Check that the memory pool lies within the kernel's mkkernel_pool= region",
             ) from error
-        if _known_baseline(wire, fs.baseline()) != resources:
+        if state.baseline(fs, wire) != resources:
             raise fail(
                 "baseline-not-verified",
                 "The kernel took the baseline and shows another one",
                 suggestion="Look at it with 'zernel show', and at the kernel log",
             )
         return before, True, settled.notes
-
-
-def _known_baseline(wire: V1, blob: bytes) -> Resources | None:
-    if not blob:
-        return None
-    try:
-        return wire.read_baseline(blob)[0]
-    except ZernelError:
-        return None  # written by something else; it is about to be replaced

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The kernel's formats: baselines and overlays as the multikernel file system takes them, and its answers.
 
-`V1` is the format of the first kernels (kerf 0.1.0): one ``fragment@0`` with ``instance-create`` or
-``instance-remove``, and a flat ``/resources`` with 64-bit CPU numbers and one memory range. A baseline also
-carries the full inventory in a node of our own that the kernel does not look at, so that what the kernel
-holds stays the single source of truth: host-reserved CPUs, totals and topology are read back from it.
+`V1` is the format of the first kernels (kerf 0.1.0): one ``fragment@0`` with ``instance-create``,
+``instance-remove`` or the operations of an update, and a flat ``/resources`` with 64-bit CPU numbers and one
+memory range. A baseline also carries the full inventory in a node of our own that the kernel does not look
+at, so that what the kernel holds stays the single source of truth: host-reserved CPUs, totals and topology
+are read back from it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from zernel.devicetree.render import resources_node
 from zernel.devicetree.tree import Node, Property, Tree, WrongType
 from zernel.devicetree.units import device_use
 from zernel.errors import fail
+from zernel.multikernel.changes import Operation, Step, operations
 
 OVERLAY_COMPATIBLE = "linux,multikernel-overlay"
 HOST_COMPATIBLE = "linux,multikernel-host"
@@ -66,6 +68,19 @@ class V1:
         """Return the overlay that removes the instance called ``name``."""
         return _overlay(Node("instance-remove", properties=[Property("instance-name", (name,))]))
 
+    def update(self, before: Instance, after: Instance, resources: Resources) -> bytes:
+        """Return the overlay with the operations that lead from ``before`` to ``after``, and no other."""
+        return _overlay(*(_operation(op, before.name, resources) for op in operations(before, after)))
+
+    def step(self, step: Step, resources: Resources | None) -> bytes:
+        """Return the overlay of a step. Only an update needs ``resources``, for addresses and NUMA nodes."""
+        if step.after is None:
+            return self.remove(step.name)
+        if step.before is None:
+            return self.create(step.after)
+        assert resources is not None
+        return self.update(step.before, step.after, resources)
+
     def read_baseline(self, blob: bytes) -> tuple[Resources, bool]:
         """Return the inventory that ``device_tree`` holds, and whether it is the full one.
 
@@ -107,11 +122,56 @@ class V1:
             return None
         return Instance(name, number, tuple(sorted(cpus)), base, size, tuple(uses))
 
+    def followed(self, instance: Instance, blob: bytes, resources: Resources) -> Instance:
+        """Return what ``instance`` is after the updates that an applied overlay holds for it."""
+        devices = {device.pci_id: DeviceUse(device.name) for device in resources.devices if device.pci_id}
+        content = _find(fdt.read(blob, "overlay").root, "__overlay__")
+        for node in content.children if content else ():
+            named, (what, _, way) = node.get("mk,instance"), node.name.partition("-")
+            try:
+                if named is None or named.text() != instance.name:
+                    continue
+                add = way == "add"
+                if what == "memory":
+                    sizes = [_numbers(region, "reg")[1] for region in node.children]
+                    size = instance.memory_bytes + (sum(sizes) if add else -sum(sizes))
+                    instance = instance.but(memory_bytes=size)
+                elif what == "cpu":
+                    cpus = {number for item in node.children for number in _numbers(item, "reg")}
+                    left = {*instance.cpus, *cpus} if add else set(instance.cpus) - cpus
+                    instance = instance.but(cpus=tuple(sorted(left)))
+                elif what == "device":
+                    ids = [found.text() for item in node.children if (found := item.get("pci-id"))]
+                    uses = [devices[pci_id] for pci_id in ids if pci_id in devices]
+                    others = tuple(use for use in instance.devices if use not in uses)
+                    instance = instance.but(devices=(*others, *uses) if add else others)
+            except (WrongType, IndexError):
+                continue  # another program's, in a form that is not understood
+        return instance
 
-def _overlay(operation: Node) -> bytes:
-    fragment = Node("fragment@0", children=[Node("__overlay__", children=[operation])])
+
+def _overlay(*operations: Node) -> bytes:
+    fragment = Node("fragment@0", children=[Node("__overlay__", children=[*operations])])
     compatible = Property("compatible", (OVERLAY_COMPATIBLE,))
     return fdt.write(Tree(Node("/", properties=[compatible], children=[fragment])))
+
+
+def _operation(operation: Operation, name: str, resources: Resources) -> Node:
+    node = Node(operation.kind, properties=[Property("mk,instance", (name,))])
+    if operation.memory is not None:
+        node.children.append(Node("region@0", properties=[Property("reg", (fdt.u64(*operation.memory),))]))
+    numa = {cpu: found.node_id for found in resources.numa_nodes for cpu in found.cpus}
+    for cpu in operation.cpus:
+        item = Node(f"cpu@{cpu:x}", properties=[Property("reg", (fdt.u64(cpu),))])
+        if cpu in numa:
+            item.properties.append(Property("numa-node", (fdt.u32(numa[cpu]),)))
+        node.children.append(item)
+    addresses = {device.name: device.pci_id for device in resources.devices}
+    for number, use in enumerate(operation.devices):
+        # Whole devices only: `zernel.multikernel.changes.check_in_place` refused the others.
+        pci_id = addresses[use.label] or ""
+        node.children.append(Node(f"pci@{number:x}", properties=[Property("pci-id", (pci_id,))]))
+    return node
 
 
 def _device(device: Device) -> Node:

@@ -6,14 +6,33 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from zernel.devicetree.free import free_cpus, free_memory
 from zernel.devicetree.model import DeviceUse, Instance, System
-from zernel.devicetree.units import format_cpus, format_size
+from zernel.devicetree.units import exact_size, format_cpus, format_size
 from zernel.devicetree.validate import validate
 from zernel.errors import Problem, ZernelError, fail
 from zernel.multikernel import allocate
+from zernel.multikernel.changes import Step, check_in_place, differences, kept, operations
+from zernel.multikernel.journal import Entry
 from zernel.record import Record
 
 T = TypeVar("T")
+
+
+class Update(Record):
+    """What ``zernel update`` is asked for; None: stays as it is.
+
+    CPUs are given as all that there shall be (``cpus``), as a number (``cpu_count``), or as what is to come
+    (``add_cpus``) and to go (``remove_cpus``).
+    """
+
+    name: str
+    cpus: tuple[int, ...] | None = None
+    cpu_count: int | None = None
+    add_cpus: tuple[int, ...] = ()
+    remove_cpus: tuple[int, ...] = ()
+    memory_bytes: int | None = None
+    devices: tuple[DeviceUse, ...] | None = None
 
 
 class Request(Record):
@@ -113,3 +132,215 @@ def not_there(name: str, names: list[str]) -> ZernelError:
         suggestion="Check the name: zernel show",
     )
     return ZernelError(error.problems[0].but(did_you_mean=tuple(close)))
+
+
+def update(system: System, existing: Instance, wish: Update) -> tuple[Instance, list[Problem]]:
+    """Return what ``existing`` shall be, with everything that is wrong with it."""
+    problems: list[Problem] = []
+    cpus = existing.cpus if wish.cpus is None else wish.cpus
+    if wish.cpu_count is not None:
+        try:
+            cpus = resized(system, existing, wish.cpu_count)
+        except ZernelError as error:
+            problems.extend(error.problems)
+    has, there, gone = set(existing.cpus), "the instance has it already", "the instance does not have it"
+    for option, wrong, why in (
+        ("--add-cpus", has.intersection(wish.add_cpus), there),
+        ("--remove-cpus", set(wish.remove_cpus) - has, gone),
+    ):
+        if wrong:
+            problems.append(
+                Problem(
+                    "cpu-not-changed",
+                    f"{option}: CPU {format_cpus(wrong)} makes no sense here: {why}",
+                    subject=existing.name,
+                    current_state=f"CPUs {format_cpus(existing.cpus)}",
+                    suggestion="Leave it out, or name with --cpus all CPUs that there shall be",
+                )
+            )
+    if wish.add_cpus or wish.remove_cpus:
+        cpus = tuple(sorted(has.union(wish.add_cpus).difference(wish.remove_cpus)))
+    after = existing.but(
+        cpus=cpus,
+        memory_bytes=existing.memory_bytes if wish.memory_bytes is None else wish.memory_bytes,
+        devices=existing.devices if wish.devices is None else wish.devices,
+    )
+    blocked = check_growth(system, existing, after)
+    problems += blocked
+    # What speaks against the growth in better words is not told twice.
+    final = after.but(memory_bytes=existing.memory_bytes) if blocked else after
+    others = tuple(final if one.name == existing.name else one for one in system.instances)
+    problems += validate(System(system.resources, others))
+    problems += check_in_place(existing, after, system.resources)
+    return after, problems
+
+
+def resized(system: System, existing: Instance, count: int) -> tuple[int, ...]:
+    """Return ``count`` CPUs: those there are and free ones, the nearest above first; or the lowest of them.
+
+    Raises `ZernelError` when there are too few.
+    """
+    has = tuple(sorted(existing.cpus))
+    if count <= len(has):
+        return has[:count]
+    free = free_cpus(system.resources, system.instances)
+    following = tuple(range(has[-1] + 1, has[-1] + 1 + count - len(has))) if has else ()
+    if not set(following) <= set(free) or not following:
+        following = allocate.choose_cpus(system, count - len(has), existing.name)
+    return tuple(sorted((*has, *following)))
+
+
+def check_growth(system: System, existing: Instance, after: Instance) -> list[Problem]:
+    """Return why an instance's memory cannot grow: it is one range, and what follows it must be free."""
+    if after.memory_end <= existing.memory_end or after.memory_base != existing.memory_base:
+        return []
+    gaps = free_memory(system.resources.memory, system.instances)
+    room = next((end - start for start, end in gaps if start == existing.memory_end), 0)
+    if after.memory_end - existing.memory_end <= room:
+        return []
+    most = existing.memory_bytes + room
+    largest = max(gaps, key=lambda gap: gap[1] - gap[0], default=(0, 0))
+    free = sum(end - start for start, end in gaps)
+    follower = next(
+        (one.name for one in system.instances if one.memory_base == existing.memory_end + room), None
+    )
+    return [
+        Problem(
+            "memory-cannot-grow",
+            f"Memory cannot grow to {format_size(after.memory_bytes)}",
+            subject=existing.name,
+            explanation=(
+                "An instance's memory is one range: it grows at its end",
+                f"Free behind it: {format_size(room)}",
+                f"Memory pool: {format_size(system.resources.memory.pool_bytes)}, {format_size(free)} free",
+                f"Largest free block: {format_size(largest[1] - largest[0])} at {largest[0]:#x}"
+                if gaps
+                else "Largest free block: none",
+            ),
+            current_state=f"{format_size(existing.memory_bytes)} at {existing.memory_base:#x}",
+            conflict=f"Instance {follower} begins at {existing.memory_end + room:#x}"
+            if follower
+            else f"The memory pool ends at {system.resources.memory.pool_end:#x}",
+            suggestion=f"Use --memory={exact_size(most)} or less"
+            if room
+            else "Leave its memory as it is, or free what follows it",
+            alternative=f"Delete it and create it anew: zernel delete {existing.name}",
+        )
+    ]
+
+
+def check_busy(statuses: dict[str, str], steps: list[Step]) -> list[Problem]:
+    """Return why steps that take something away cannot be: what a loaded kernel has is not taken from it."""
+    problems = []
+    for step in steps:
+        status = statuses.get(step.name)
+        if step.before is None or status not in ("loaded", "active"):
+            continue
+        if step.after is None:
+            problems.append(busy(step.name, status))
+        elif kept(step.before, step.after) != step.before:
+            taken = [str(one) for one in operations(step.before, step.after) if "remove" in one.kind]
+            problems.append(
+                Problem(
+                    "instance-busy",
+                    f"The instance is {status}",
+                    subject=step.name,
+                    explanation=(
+                        "What its kernel uses is not taken from it",
+                        f"Asked for: {', '.join(taken)}",
+                    ),
+                    suggestion="Stop and unload its kernel first; it can grow as it is",
+                )
+            )
+    return problems
+
+
+def busy(name: str, status: str) -> Problem:
+    """Return the problem of deleting an instance that has a kernel."""
+    return Problem(
+        "instance-busy",
+        f"The instance is {status}",
+        subject=name,
+        explanation=("The kernel deletes an instance only when no kernel is loaded into it",),
+        suggestion="Stop and unload its kernel first",
+    )
+
+
+def to_undo(history: list[Entry], transaction: int | None) -> Entry:
+    """Return the change that a rollback is to take back; ``history`` has the newest first.
+
+    Without a transaction it is the last change that stands: no rollback, and none that was rolled back.
+    """
+    if transaction is not None:
+        for entry in history:
+            if transaction in entry.transactions:
+                return entry
+        known = [number for entry in history for number in entry.transactions]
+        raise fail(
+            "transaction-unknown",
+            f"There is no transaction tx_{transaction} of Zernel's",
+            explanation=f"Those that can be rolled back: {_numbers(known) or 'none'}",
+            suggestion="Name one of them, or none: the last change is rolled back then",
+        )
+    gone: set[int] = set()
+    for entry in history:
+        if entry.number in gone:
+            continue
+        if entry.undoes is None:
+            return entry
+        gone.add(entry.undoes)
+    raise fail(
+        "nothing-to-undo",
+        "There is no change to roll back",
+        explanation="Zernel made none since the multikernel file system was mounted, or all were rolled back",
+        suggestion="See what there is: zernel show",
+    )
+
+
+def _numbers(transactions: list[int]) -> str:
+    shown = [f"tx_{number}" for number in sorted(transactions)[-16:]]
+    return ", ".join(["...", *shown] if len(transactions) > 16 else shown)
+
+
+def undone(system: System, entry: Entry) -> tuple[tuple[Instance, ...], list[Problem]]:
+    """Return the instances as they were before a change, with everything that speaks against it.
+
+    What the change left must be what there is: a later change would be lost otherwise.
+    """
+    instances = {one.name: one for one in system.instances}
+    problems: list[Problem] = []
+    named = ", ".join(f"tx_{number}" for number in entry.transactions)
+    # Several steps may have moved one instance: what counts is where it was first and where it was last.
+    first = {step.name: step.before for step in reversed(entry.steps)}
+    last = {step.name: step.after for step in entry.steps}
+    for name, before in first.items():
+        wrong = differences(instances.get(name), last[name])
+        if wrong:
+            problems.append(
+                Problem(
+                    "state-differs",
+                    f"The instance is not what {named} left",
+                    subject=name,
+                    explanation=tuple(wrong),
+                    conflict="A rollback would undo more than that change",
+                    suggestion="Roll back the later changes first: zernel rollback",
+                    alternative="Change it to what you want: zernel update, create or delete",
+                )
+            )
+        elif before is None:
+            instances.pop(name, None)
+        elif not before.cpus:
+            problems.append(
+                Problem(
+                    "state-unknown",
+                    "What the instance owned is not known",
+                    subject=name,
+                    explanation=("Its resources could not be read when it was deleted",),
+                    suggestion=f"Create it anew: zernel create {name}",
+                )
+            )
+        else:
+            instances[name] = before
+    if not problems:
+        problems += validate(System(system.resources, tuple(instances.values())))
+    return tuple(instances.values()), problems

@@ -26,12 +26,14 @@ from zernel.devicetree.units import device_use, format_cpus
 from zernel.errors import ZernelError
 from zernel.multikernel.fuse import MAX_WRITE
 from zernel.multikernel.overlay import OVERLAY_COMPATIBLE
+from zernel.multikernel.simulate_updates import ORDER, UPDATES, Refused, changed
 
 SOURCE = "zernel-simulated"
 """The mount's source; its type is ``fuse.zernel-simulated``. Nobody can take it for a kernel's."""
 
 FAULTS = {
     "failed": "the next overlay is not applied and its transaction says failed",
+    "midway": "the next overlay's first operation is applied, the others are not, and its transaction says failed",
     "partial": "the next overlay is applied, and its transaction says failed",
     "einval": "the next overlay's write fails with EINVAL",
     "enospc": "the next overlay's write fails with ENOSPC",
@@ -42,10 +44,6 @@ FAULTS = {
 _NOTICE = b"This file system is SIMULATED by 'zernel simulate multikernel'. No kernel is behind it.\n"
 _FIRST_TRANSACTION = 2
 _MAX_KERNEL_ID = 2047
-
-
-class Refused(Exception):
-    """An operation that the kernel would not carry out; the text goes into the log only."""
 
 
 @dataclass(slots=True)
@@ -97,6 +95,8 @@ class _Pool:
     base: int = 0
     size: int = 0
     devices: frozenset[str] = frozenset()
+    addresses: dict[str, str] = field(default_factory=dict)
+    """Devices by their PCI address."""
 
 
 @dataclass(slots=True)
@@ -235,11 +235,13 @@ class SimulatedMultikernel:
             resources = root.child("resources")
             if resources is None or (instances is not None and instances.children):
                 raise Refused("no resources, or instances")
+            devices = (resources.child("devices") or Node("")).children
             pool = _Pool(
                 frozenset(_wide(resources, "cpus")),
                 _wide_one(resources, "memory-base"),
                 _wide_one(resources, "memory-bytes"),
-                frozenset(node.name for node in (resources.child("devices") or Node("")).children),
+                frozenset(node.name for node in devices),
+                {found.text(): node.name for node in devices if (found := node.get("pci-id"))},
             )
             misaligned = (pool.base | pool.size) % PAGE_BYTES
             if not pool.cpus or not pool.size or misaligned or pool.base + pool.size > 1 << 64:
@@ -269,9 +271,11 @@ class SimulatedMultikernel:
                 raise Refused("fault injected")
             if not content.children:
                 raise Refused("no operation")
-            # In the kernel's order: creations first, removals last, whatever the overlay's own order is.
-            for operation in sorted(content.children, key=lambda node: node.base_name == "instance-remove"):
+            # In the kernel's order, whatever the overlay's own order is.
+            for operation in sorted(content.children, key=lambda node: ORDER.get(node.base_name, 0)):
                 self.operate(operation, transaction)
+                if fault == "midway":
+                    raise Refused("fault injected after the first operation")
             if fault == "partial":
                 raise Refused("fault injected after the operations")
             transaction.status = "applied"
@@ -279,7 +283,8 @@ class SimulatedMultikernel:
             transaction.status = "failed"
 
     def operate(self, operation: Node, transaction: SimulatedTransaction) -> None:
-        name = _text(operation, "instance-name")
+        update = operation.base_name in UPDATES
+        name = _text(operation, "mk,instance" if update else "instance-name")
         transaction.instance = name
         if operation.base_name == "instance-create":
             instance = self.create(name, operation)
@@ -292,6 +297,13 @@ class SimulatedMultikernel:
             if found is None or found.status != "ready":
                 raise Refused(f"{name} is not there, or busy")
             del self.instances[name]
+        elif update:
+            if self.pool is None or name not in self.instances:
+                raise Refused(f"{name} is not there")
+            instance = changed(self.instances[name], operation, self.pool.addresses)
+            self.check_free(instance, self.pool)
+            self.instances[name] = instance
+            transaction.resources = f"{transaction.resources} {operation.base_name}".strip()
         else:
             raise Refused(f"unknown operation {operation.name}")
 
@@ -333,6 +345,8 @@ class SimulatedMultikernel:
             if device not in pool.devices and (use is None or use.device not in pool.devices):
                 raise Refused(f"device {device}")
         for other in self.instances.values():
+            if other.name == instance.name:
+                continue
             shares_memory = start < other.memory_base + other.memory_bytes and other.memory_base < end
             if shares_memory or cpus.intersection(other.cpus) or set(instance.devices) & set(other.devices):
                 raise Refused(f"shared with {other.name}")

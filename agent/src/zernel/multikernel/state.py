@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from zernel.devicetree.model import Instance, System
-from zernel.errors import fail
+from zernel.devicetree.model import Instance, Resources, System
+from zernel.errors import ZernelError, fail
 from zernel.multikernel.fs import MultikernelFs
 from zernel.multikernel.overlay import V1
 from zernel.record import Record
@@ -43,9 +43,7 @@ def load(fs: MultikernelFs, wire: V1) -> State:
             number, status, tree = fs.instance(name)
         except FileNotFoundError:
             continue  # it was deleted since its name was read
-        instance = (wire.read_instance(name, number, tree) if tree else None) or _from_overlay(
-            fs, wire, name, number
-        )
+        instance = _read(fs, wire, name, number, tree, resources)
         if instance is None:
             raise fail(
                 "instance-unknown",
@@ -59,10 +57,45 @@ def load(fs: MultikernelFs, wire: V1) -> State:
     return State(System(resources, tuple(instances)), statuses, complete)
 
 
-def _from_overlay(fs: MultikernelFs, wire: V1, name: str, number: int) -> Instance | None:
-    """Return what the newest applied overlay for ``name`` gave it, for kernels that do not show it."""
-    for transaction_id in sorted(fs.transactions(), reverse=True):
+def present(fs: MultikernelFs, wire: V1, name: str) -> Instance | None:
+    """Return the instance called ``name``, or None when it is not there.
+
+    One whose resources cannot be read has none here: it is there, and equal to nothing that a plan leads to.
+    """
+    try:
+        number, _, tree = fs.instance(name)
+    except FileNotFoundError:
+        return None
+    resources = baseline(fs, wire)
+    return _read(fs, wire, name, number, tree, resources) or Instance(name, number, (), 0, 0)
+
+
+def baseline(fs: MultikernelFs, wire: V1) -> Resources | None:
+    """Return the inventory that the kernel holds, or None when there is none that is understood."""
+    blob = fs.baseline()
+    if not blob:
+        return None
+    try:
+        return wire.read_baseline(blob)[0]
+    except ZernelError:
+        return None  # written by something else
+
+
+def _read(
+    fs: MultikernelFs, wire: V1, name: str, number: int, tree: bytes, resources: Resources | None
+) -> Instance | None:
+    """Return the instance from its ``device_tree``, or for kernels that do not show it there, from what the
+    applied overlays gave it, oldest first."""
+    instance = wire.read_instance(name, number, tree) if tree else None
+    if instance is not None:
+        return instance
+    for transaction_id in sorted(fs.transactions()):
         transaction = fs.transaction(transaction_id)
-        if transaction is not None and transaction.instance == name and transaction.status == "applied":
-            return wire.read_instance(name, number, transaction.dtbo)
-    return None
+        if transaction is None or transaction.instance != name or transaction.status != "applied":
+            continue
+        created = wire.read_instance(name, number, transaction.dtbo)
+        if created is not None:
+            instance = created
+        elif instance is not None and resources is not None:
+            instance = wire.followed(instance, transaction.dtbo, resources)
+    return instance
