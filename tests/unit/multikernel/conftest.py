@@ -16,9 +16,13 @@ from typing import Any
 
 import pytest
 
+from zernel.multikernel.overlay import V1
+
 REPOSITORY = Path(__file__).parents[3]
 EXAMPLES = REPOSITORY / "docs/examples"
 ZERNEL = Path(sys.executable).parent / "zernel"
+KILLED = Path(__file__).with_name("killed.py")
+Killed = Callable[..., tuple[int, str]]
 
 
 @dataclass
@@ -119,3 +123,55 @@ def host(empty: Host) -> Host:
     """A host with the document's baseline."""
     empty.init()
     return empty
+
+
+@pytest.fixture
+def faulty(bare: Host, request: pytest.FixtureRequest) -> Host:
+    bare.start(*(f"--fault={fault}" for fault in request.param))
+    bare.init()
+    return bare
+
+
+@pytest.fixture
+def killed(bare: Host) -> Iterator[Killed]:
+    """Run a command that is killed at a moment (never: -1); see killed.py. Returns status and output."""
+    with subprocess.Popen(
+        [sys.executable, KILLED],
+        env=bare.environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as server:
+        stdin, stdout = server.stdin, server.stdout
+        assert stdin is not None
+        assert stdout is not None
+
+        def run(moment: int, *words: str) -> tuple[int, str]:
+            stdin.write(json.dumps([moment, words]) + "\n")
+            stdin.flush()
+            status, output = json.loads(stdout.readline())
+            return status, output
+
+        yield run
+
+
+def pending(host: Host) -> bool:
+    return any(host.state.rglob("journal.json"))
+
+
+def write_overlay(host: Host, blob: bytes) -> None:
+    descriptor = os.open(host.root / "overlays/new", os.O_WRONLY)
+    os.write(descriptor, blob)
+    os.close(descriptor)
+
+
+def names(host: Host) -> set[str]:
+    """Return the instances that the kernel has. Straight from the files: some of these tests run often."""
+    return {path.name for path in (host.root / "instances").iterdir()}
+
+
+def clear(host: Host) -> None:
+    for name in names(host):
+        write_overlay(host, V1().remove(name))
+    assert not names(host)

@@ -9,9 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
@@ -19,22 +17,9 @@ from zernel.devicetree.load import read_file
 from zernel.devicetree.model import DeviceUse, Instance
 from zernel.multikernel.overlay import V1
 
-from .conftest import EXAMPLES, ZERNEL, Host
+from .conftest import EXAMPLES, ZERNEL, Host, Killed, clear, names, pending, write_overlay
 
-KILLED = Path(__file__).with_name("killed.py")
-Killed = Callable[..., tuple[int, str]]
 CREATE = ("create", "web", "--cpus=4-7", "--memory=2GB")
-
-
-@pytest.fixture
-def faulty(bare: Host, request: pytest.FixtureRequest) -> Host:
-    bare.start(*(f"--fault={fault}" for fault in request.param))
-    bare.init()
-    return bare
-
-
-def pending(host: Host) -> bool:
-    return any(host.state.rglob("journal.json"))
 
 
 @pytest.mark.parametrize(
@@ -127,12 +112,6 @@ def test_old_failed_transactions_are_not_taken_for_ours(faulty: Host) -> None:
     assert done["transaction"] == {"id": 4, "status": "applied"}
 
 
-def write_overlay(host: Host, blob: bytes) -> None:
-    descriptor = os.open(host.root / "overlays/new", os.O_WRONLY)
-    os.write(descriptor, blob)
-    os.close(descriptor)
-
-
 def test_instances_of_other_programs_are_seen_and_kept_clear_of(host: Host) -> None:
     write_overlay(
         host, V1().create(Instance("kerf", 1, (4, 5), 0x80000000, 1 << 30, (DeviceUse("eth0", vf=1),)))
@@ -211,41 +190,6 @@ def test_a_broken_journal_is_no_traceback(host: Host) -> None:
         shown = host.refused("delete", "web")
         assert f"then remove {journal}" in shown, content
     assert set(host.instances()) == {"web"}
-
-
-@pytest.fixture
-def killed(bare: Host) -> Iterator[Killed]:
-    """Run a command that is killed at a moment (never: -1); see killed.py. Returns status and output."""
-    with subprocess.Popen(
-        [sys.executable, KILLED],
-        env=bare.environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as server:
-        stdin, stdout = server.stdin, server.stdout
-        assert stdin is not None
-        assert stdout is not None
-
-        def run(moment: int, *words: str) -> tuple[int, str]:
-            stdin.write(json.dumps([moment, words]) + "\n")
-            stdin.flush()
-            status, output = json.loads(stdout.readline())
-            return status, output
-
-        yield run
-
-
-def names(host: Host) -> set[str]:
-    """Return the instances that the kernel has. Straight from the files: some of these tests run often."""
-    return {path.name for path in (host.root / "instances").iterdir()}
-
-
-def clear(host: Host) -> None:
-    for name in names(host):
-        write_overlay(host, V1().remove(name))
-    assert not names(host)
 
 
 def test_sigkill_at_every_moment_of_a_creation(host: Host, killed: Killed) -> None:

@@ -6,9 +6,9 @@ from __future__ import annotations
 import argparse
 
 from zernel.cli.output import add_format_option, print_result
-from zernel.devicetree.model import MAX_CPU, PAGE_BYTES
-from zernel.devicetree.units import parse_cpus, parse_devices, parse_memory, parse_size
-from zernel.errors import ZernelError, fail
+from zernel.devicetree.model import MAX_CPU
+from zernel.devicetree.units import parse_base, parse_cpus, parse_devices, parse_memory, parse_number
+from zernel.errors import ZernelError
 from zernel.multikernel import fs, operations, planning, report
 from zernel.multikernel.text import change_data, print_change, told
 
@@ -62,11 +62,11 @@ def _request(args: argparse.Namespace) -> planning.Request:
     mistakes: list[ZernelError] = []
     readers = (
         ("cpus", lambda: parse_cpus(args.cpus, "--cpus")),
-        ("cpu_count", lambda: _number(args.cpu_count, "--cpu-count", MAX_CPU + 1)),
+        ("cpu_count", lambda: parse_number(args.cpu_count, "--cpu-count", MAX_CPU + 1)),
         ("memory", lambda: parse_memory(args.memory, "--memory")),
-        ("memory_base", lambda: _base(args.memory_base)),
+        ("memory_base", lambda: parse_base(args.memory_base, "--memory-base")),
         ("devices", lambda: parse_devices(args.devices, "--devices")),
-        ("id", lambda: _number(args.id, "--id", 511)),
+        ("id", lambda: parse_number(args.id, "--id", 511)),
     )
     for name, read in readers:
         if getattr(args, name) is not None:
@@ -77,31 +77,3 @@ def _request(args: argparse.Namespace) -> planning.Request:
     if mistakes:
         raise ZernelError(*(problem for error in mistakes for problem in error.problems))
     return planning.Request(name=args.name, **values)  # type: ignore[arg-type]
-
-
-def _number(text: str, option: str, highest: int) -> int:
-    number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
-    if not 1 <= number <= highest:
-        raise fail(
-            "bad-number",
-            f"{option}: '{text[:60]}' is not possible",
-            explanation=f"It takes a whole number from 1 to {highest}",
-            suggestion=f"Write it as {option}=4",
-        )
-    return number
-
-
-def _base(text: str) -> int:
-    base = parse_size(text, "--memory-base")
-    if base % PAGE_BYTES:
-        raise fail(
-            "memory-not-aligned",
-            "Memory base address not page-aligned",
-            explanation=(
-                f"Requested base: {base:#x}",
-                "Page size: 4KB (0x1000)",
-                "Alignment requirement: Address must be multiple of 0x1000",
-            ),
-            suggestion=f"Use base address {base // PAGE_BYTES * PAGE_BYTES:#x} (already aligned)",
-        )
-    return base

@@ -24,7 +24,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "sysctl": ("zernel.cli.sysctl", "plan or apply the tuned sysctls, read back"),
     "init": ("zernel.cli.init", "validate a baseline device tree; with --apply, hand it to the kernel"),
     "create": ("zernel.cli.create", "create a kernel instance"),
+    "update": ("zernel.cli.update", "change what a kernel instance owns"),
     "delete": ("zernel.cli.delete", "delete a kernel instance"),
+    "rollback": ("zernel.cli.rollback", "undo the last change of the instances, or a named one"),
+    "apply": ("zernel.cli.apply", "make the instances what /etc/zernel/instances.d declares"),
     "show": ("zernel.cli.show", "show the baseline and the kernel instances"),
     "simulate": ("zernel.cli.simulate", "mount a simulated multikernel file system (for tests and demos)"),
 }

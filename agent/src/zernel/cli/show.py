@@ -21,6 +21,11 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hardware", action="store_true", help="the host's hardware, and a baseline proposed for it"
     )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="what is used and what is free: CPUs, memory and devices, by instance and NUMA node",
+    )
     parser.add_argument("--host-cpus", metavar="LIST", help="with --hardware: the CPUs that the host keeps")
     parser.add_argument("--pool-size", metavar="SIZE", help="with --hardware: how much memory to give away")
     parser.add_argument(
@@ -30,12 +35,19 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--root", type=Path, default=Path("/"), help="with --hardware: where sys/ and proc/ are"
     )
     add_format_option(parser)
+    parser.set_defaults(wrong_usage=parser.error)
 
 
 def run(args: argparse.Namespace) -> int:
     """Show the state of the kernel, or the hardware. Nothing is changed."""
+    if args.hardware and args.report:
+        args.wrong_usage("--hardware and --report do not go together")
+    if args.report and args.name is not None:
+        args.wrong_usage("--report is about all instances: it takes no name")
     if args.hardware:
         return _show_hardware(args)
+    if args.report:
+        return _show_report(args)
     from zernel.multikernel import fs, planning, state, transactions
     from zernel.multikernel.overlay import V1
 
@@ -69,6 +81,32 @@ def run(args: argparse.Namespace) -> int:
             lines += report.instance_lines(instance, current.statuses[instance.name])
         if not instances:
             lines.append("No instances")
+        return "\n".join([*lines, *([target.label] if target.label else [])])
+
+    print_result(data, args.format, text)
+    return 0
+
+
+def _show_report(args: argparse.Namespace) -> int:
+    from zernel.multikernel import fs, state, transactions, utilisation
+    from zernel.multikernel.overlay import V1
+
+    target = fs.open_fs()
+    with transactions.labelling(target):
+        current = state.load(target, V1())
+    warnings = utilisation.warnings(current.system)
+    data = {
+        "status": "ok",
+        "simulated": target.simulated,
+        "root": str(target.root),
+        "baseline_complete": current.complete,
+        "utilisation": utilisation.data(current.system, current.statuses),
+        "warnings": [problem.as_dict() for problem in warnings],
+    }
+
+    def text() -> str:
+        lines = utilisation.lines(current.system, current.statuses)
+        lines += [line for problem in warnings for line in ("", problem.render())]
         return "\n".join([*lines, *([target.label] if target.label else [])])
 
     print_result(data, args.format, text)

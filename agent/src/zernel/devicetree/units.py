@@ -77,6 +77,36 @@ def parse_memory(text: str, option: str) -> int:
     return size
 
 
+def parse_base(text: str, option: str) -> int:
+    """Return a memory address: like `parse_size`, and the first of a page."""
+    base = parse_size(text, option)
+    if base % PAGE_BYTES:
+        raise fail(
+            "memory-not-aligned",
+            "Memory base address not page-aligned",
+            explanation=(
+                f"Requested base: {base:#x}",
+                "Page size: 4KB (0x1000)",
+                "Alignment requirement: Address must be multiple of 0x1000",
+            ),
+            suggestion=f"Use base address {base // PAGE_BYTES * PAGE_BYTES:#x} (already aligned)",
+        )
+    return base
+
+
+def parse_number(text: str, option: str, highest: int) -> int:
+    """Return a whole number from 1 to ``highest``; raises `ZernelError` for anything else."""
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+    if not 1 <= number <= highest:
+        raise fail(
+            "bad-number",
+            f"{option}: '{text[:60]}' is not possible",
+            explanation=f"It takes a whole number from 1 to {highest}",
+            suggestion=f"Write it as {option}=4",
+        )
+    return number
+
+
 def format_cpus(cpus: Iterable[int]) -> str:
     """Return a sorted CPU list in ranges, ``4-7,9``; ``none`` for no CPU."""
     parts: list[str] = []

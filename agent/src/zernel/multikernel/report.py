@@ -41,8 +41,8 @@ def inventory_lines(resources: Resources) -> list[str]:
     """Return the hardware inventory in the document's form."""
     cpus, memory = resources.cpus, resources.memory
     categories = Counter(device.category for device in resources.devices)
-    reserved_share = _percent(memory.host_reserved_bytes, memory.total_bytes)
-    pool_share = _percent(memory.pool_bytes, memory.total_bytes)
+    reserved_share = percent(memory.host_reserved_bytes, memory.total_bytes)
+    pool_share = percent(memory.pool_bytes, memory.total_bytes)
     devices = ", ".join(f"{count} {category}" for category, count in categories.items())
     return [
         "Hardware Inventory:",
@@ -74,10 +74,11 @@ def inventory_details(resources: Resources) -> list[str]:
 
 
 def _cpu_share(cpus: tuple[int, ...], total: int) -> str:
-    return f"{format_cpus(cpus)} ({len(cpus)} CPU{'s' * (len(cpus) != 1)}, {_percent(len(cpus), total)})"
+    return f"{format_cpus(cpus)} ({len(cpus)} CPU{'s' * (len(cpus) != 1)}, {percent(len(cpus), total)})"
 
 
-def _percent(part: int, whole: int) -> str:
+def percent(part: int, whole: int) -> str:
+    """Return a share in whole per cent."""
     return f"{round(100 * part / whole) if whole else 0}%"
 
 

@@ -32,8 +32,9 @@ SOURCE = "zernel-simulated"
 """The mount's source; its type is ``fuse.zernel-simulated``. Nobody can take it for a kernel's."""
 
 FAULTS = {
+    "none": "the next overlay meets no fault",
     "failed": "the next overlay is not applied and its transaction says failed",
-    "midway": "the next overlay's first operation is applied, the others are not, and its transaction says failed",
+    "midway": "of the next overlay only the first operation is applied; its transaction says failed",
     "partial": "the next overlay is applied, and its transaction says failed",
     "einval": "the next overlay's write fails with EINVAL",
     "enospc": "the next overlay's write fails with ENOSPC",

@@ -2,8 +2,8 @@
 """How the simulated kernel carries out the operations of an update.
 
 An operation is done as a whole or not at all; that those before it stay done is the caller's business. What
-the facts leave open is refused: memory that is not added or removed at an end of the instance's one range, and
-the removal of the last CPU.
+the facts leave open is refused: memory that is not added or removed at an end of the instance's one range,
+and the removal of the last CPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from zernel.devicetree.tree import Node, Property
 if TYPE_CHECKING:
     from zernel.multikernel.simulate import SimulatedInstance
 
-T = TypeVar("T", int, str)
+T = TypeVar("T")
 
 UPDATES = ("memory-remove", "memory-add", "cpu-remove", "cpu-add", "device-remove", "device-add")
 ORDER = {name: place for place, name in enumerate(("instance-create", *UPDATES, "instance-remove"))}

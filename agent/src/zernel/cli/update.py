@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``zernel update``: change what a kernel instance owns."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from zernel.cli.output import add_format_option, print_result
+from zernel.devicetree.model import MAX_CPU
+from zernel.devicetree.units import parse_cpus, parse_devices, parse_memory, parse_number
+from zernel.errors import ZernelError
+from zernel.multikernel import changes, fs, operations, planning, report
+from zernel.multikernel.text import change_data, print_change, told, transaction_data
+
+
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``zernel update``."""
+    parser.add_argument(
+        "name", metavar="NAME", help="the instance's name; it may stand before or after the options"
+    )
+    parser.add_argument("--cpus", metavar="LIST", help="all CPUs that it shall have, such as 8-19")
+    parser.add_argument(
+        "--cpu-count",
+        metavar="N",
+        help="how many CPUs it shall have: it keeps what it can, free ones are added",
+    )
+    parser.add_argument("--add-cpus", metavar="LIST", help="CPUs that it gets beside those it has")
+    parser.add_argument("--remove-cpus", metavar="LIST", help="CPUs that are taken from it")
+    parser.add_argument("--memory", metavar="SIZE", help="how much memory it shall have, such as 8GB")
+    parser.add_argument(
+        "--devices", metavar="LIST", help="all devices that it shall have, such as gpu0; 'none' for no device"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="same verdict, but nothing is changed")
+    add_format_option(parser)
+    parser.set_defaults(wrong_usage=parser.error)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Change the instance; exit 1 with the reason when that cannot be."""
+    wish = _wish(args)
+    target = fs.open_fs()
+    outcome = operations.update(target, wish, dry_run=args.dry_run)
+    before, after = outcome.before, outcome.after
+    assert before is not None
+    assert after is not None
+    data = change_data(outcome, target, dry_run=args.dry_run, status="updated")
+    data["operations"] = [operation.as_dict() for operation in changes.operations(before, after)]
+    data["transactions"] = [transaction_data(one) for one in outcome.transactions]
+    if not outcome.changed:
+        done = f"✓ Instance {wish.name} is so already: nothing to change"
+    elif args.dry_run:
+        done = f"✓ Instance {wish.name} can be updated (dry run: nothing was written)"
+    else:
+        done = f"✓ Instance {wish.name} updated {told(outcome.transactions)}"
+    lines = report.instance_lines(after, outcome.status)
+    lines += [f"  {operation}" for operation in changes.operations(before, after)]
+    print_result(data, args.format, lambda: print_change(lines, outcome, target, done))
+    return 0
+
+
+def _wish(args: argparse.Namespace) -> planning.Update:
+    """Read the options; exits 2 when they do not go together, raises `ZernelError` with every mistake."""
+    cpus = [
+        name for name in ("cpus", "cpu_count", "add_cpus", "remove_cpus") if getattr(args, name) is not None
+    ]
+    if len(cpus) > 1 and cpus != ["add_cpus", "remove_cpus"]:
+        shown = " and ".join(f"--{name.replace('_', '-')}" for name in cpus)
+        args.wrong_usage(f"{shown} do not go together")
+    if not cpus and args.memory is None and args.devices is None:
+        args.wrong_usage("nothing to change: give --cpus, --cpu-count, --memory or --devices")
+    values: dict[str, object] = {}
+    mistakes: list[ZernelError] = []
+    readers: dict[str, Callable[[str], object]] = {
+        "cpus": lambda text: parse_cpus(text, "--cpus"),
+        "cpu_count": lambda text: parse_number(text, "--cpu-count", MAX_CPU + 1),
+        "add_cpus": lambda text: parse_cpus(text, "--add-cpus"),
+        "remove_cpus": lambda text: parse_cpus(text, "--remove-cpus"),
+        "memory": lambda text: parse_memory(text, "--memory"),
+        "devices": lambda text: () if text == "none" else parse_devices(text, "--devices"),
+    }
+    for name, read in readers.items():
+        text = getattr(args, name)
+        if text is not None:
+            try:
+                values["memory_bytes" if name == "memory" else name] = read(text)
+            except ZernelError as error:
+                mistakes.append(error)
+    if mistakes:
+        raise ZernelError(*(problem for error in mistakes for problem in error.problems))
+    return planning.Update(name=args.name, **values)  # type: ignore[arg-type]

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The instances that a host shall have, as YAML files declare them: ``/etc/zernel/instances.d/*.yaml``.
+
+A file holds one instance in each of its documents, as a mapping of the keys in `KEYS`. Values are read as the
+text that stands there, in the same forms as the options of ``zernel create``: YAML's own ideas of what is a
+number would make 1:30 ninety, and 010 eight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zernel import files
+from zernel.devicetree.allocations import check_name
+from zernel.devicetree.model import MAX_CPU, MAX_INSTANCE_ID, DeviceUse
+from zernel.devicetree.units import parse_base, parse_cpus, parse_devices, parse_memory, parse_number
+from zernel.errors import Location, Problem, ZernelError, fail, os_suggestion
+from zernel.record import Record
+
+DIRECTORY = Path("/etc/zernel/instances.d")
+MAX_BYTES = 64 << 10
+"""The largest file that is read."""
+MAX_INSTANCES = 2 * MAX_INSTANCE_ID
+"""Declarations that are read; more than there can be instances, so that the error is about those."""
+
+
+class Declaration(Record):
+    """An instance that shall be there. ``places`` are where the keys stand; ``""`` is the document."""
+
+    name: str
+    memory_bytes: int
+    places: dict[str, Location]
+    cpus: tuple[int, ...] | None = None
+    cpu_count: int | None = None
+    memory_base: int | None = None
+    devices: tuple[DeviceUse, ...] = ()
+    id: int | None = None
+
+
+KEYS: dict[str, Callable[[str], object]] = {
+    "name": str,
+    "cpus": lambda text: parse_cpus(text, "cpus"),
+    "cpu_count": lambda text: parse_number(text, "cpu_count", MAX_CPU + 1),
+    "memory": lambda text: parse_memory(text, "memory"),
+    "memory_base": lambda text: parse_base(text, "memory_base"),
+    "devices": lambda text: parse_devices(text, "devices") if text else (),
+    "id": lambda text: parse_number(text, "id", MAX_INSTANCE_ID),
+}
+"""The keys of a declaration and their readers; ``cpus`` and ``devices`` may be lists."""
+_LISTS = ("cpus", "devices")
+
+
+def read_directory(directory: Path) -> tuple[list[Declaration], list[Problem]]:
+    """Return what the files of a directory declare, in the order of their names, and warnings.
+
+    Raises `ZernelError` with everything that is wrong in any of them.
+    """
+    try:
+        paths = sorted(path for path in directory.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise fail(
+            "directory-unreadable",
+            "The directory of declared instances cannot be read",
+            subject=str(directory),
+            explanation=error.strerror or str(error),
+            suggestion=os_suggestion(error, "Name another one with --directory"),
+        ) from error
+    found: list[Declaration] = []
+    problems: list[Problem] = []
+    warnings: list[Problem] = []
+    for path in paths:
+        if path.suffix == ".yml":
+            warnings.append(
+                Problem(
+                    "file-ignored",
+                    "The file is not read: its name does not end in .yaml",
+                    subject=str(path),
+                    suggestion=f"Rename it to {path.with_suffix('.yaml').name}",
+                    severity="WARNING",
+                )
+            )
+        if path.suffix == ".yaml":
+            reader = _Reader(path)
+            reader.read()
+            found += reader.found
+            problems += reader.problems
+        if len(found) > MAX_INSTANCES:
+            raise fail(
+                "too-many-instances",
+                f"More than {MAX_INSTANCES} instances are declared",
+                subject=str(directory),
+                suggestion=f"A host can have {MAX_INSTANCE_ID}",
+            )
+    problems += _duplicates(found)
+    if problems:
+        raise ZernelError(*problems)
+    return found, warnings
+
+
+def _duplicates(found: list[Declaration]) -> list[Problem]:
+    first: dict[str, Declaration] = {}
+    problems = []
+    for one in found:
+        other = first.setdefault(one.name, one)
+        if other is not one:
+            problems.append(
+                Problem(
+                    "duplicate-name",
+                    f'Duplicate instance name: "{one.name}"',
+                    explanation=(f'Instance name "{one.name}" is declared twice',),
+                    suggestion="Rename or remove one of them",
+                    note="Instance names must be unique across the entire system",
+                    locations=(other.places["name"], one.places["name"]),
+                )
+            )
+    return problems
+
+
+class _Reader:
+    """Reads one file, and collects a problem for each mistake in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: list[str] = []
+        self.found: list[Declaration] = []
+        self.problems: list[Problem] = []
+
+    def read(self) -> None:
+        try:
+            data = files.read_regular(self.path, MAX_BYTES + 1)
+        except OSError as error:
+            self.add(
+                "file-unreadable", f"Cannot be read: {error.strerror}", os_suggestion(error, "Remove it")
+            )
+            return
+        if len(data) > MAX_BYTES:
+            self.add("file-too-large", f"The file has more than {MAX_BYTES >> 10} KiB", "Split it")
+            return
+        try:
+            text = data.decode()
+            self.lines = text.splitlines()
+            documents = [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node is not None]
+        except UnicodeDecodeError as error:
+            broken = data[: error.start].count(b"\n")
+            self.add("not-text", "The file is not UTF-8 text", "Save it as UTF-8", broken)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            why = getattr(error, "problem", None) or "It holds characters that YAML does not allow"
+            line = mark.line if mark else None
+            self.add("bad-yaml", f"The file is not valid YAML: {why}", "Correct the line below", line)
+        except RecursionError:
+            self.add("too-deep", "The file is nested too deeply", "A declaration is flat: key: value")
+        else:
+            for document in documents:
+                self.declaration(document)
+
+    def declaration(self, document: yaml.Node) -> None:
+        line = document.start_mark.line
+        if not isinstance(document, yaml.MappingNode):
+            self.add("bad-declaration", "A declaration is a mapping", "Begin it with name: web-server", line)
+            return
+        before = len(self.problems)
+        places = {"": self.location(line)}
+        values: dict[str, Any] = {}
+        for key_node, value_node in document.value:
+            at = key_node.start_mark.line
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else ""
+            if key not in KEYS:
+                near = tuple(get_close_matches(key, KEYS, 3))
+                self.add(
+                    "unknown-key",
+                    f"Unknown key '{key[:60]}'",
+                    f"Use one of: {', '.join(KEYS)}",
+                    at,
+                    did_you_mean=near,
+                )
+            elif key in places:
+                self.add("duplicate-key", f"The key '{key}' stands there twice", "Remove one of them", at)
+            else:
+                places[key] = self.location(at)
+                values[key] = self.value(key, value_node, at)
+        for key in ("name", "memory"):
+            if key not in places:
+                self.add("missing-key", f"The key '{key}' is missing", f"Add {key}: {_EXAMPLES[key]}", line)
+        if ("cpus" in places) == ("cpu_count" in places):
+            both = "cpus" in places
+            self.add(
+                "missing-key" if not both else "conflicting-keys",
+                "Both 'cpus' and 'cpu_count' are given"
+                if both
+                else "Neither 'cpus' nor 'cpu_count' is given",
+                "Keep one of them" if both else "Add cpus: 4-7, or cpu_count: 4",
+                line,
+            )
+        if len(self.problems) == before:
+            values["memory_bytes"] = values.pop("memory")
+            self.found.append(Declaration(places=places, **values))
+
+    def value(self, key: str, node: yaml.Node, line: int) -> object:
+        items = node.value if isinstance(node, yaml.SequenceNode) and key in _LISTS else [node]
+        if not all(isinstance(item, yaml.ScalarNode) for item in items):
+            what = "a list or a text" if key in _LISTS else "a single value"
+            self.add("bad-value", f"'{key}' takes {what}", f"Write it as {key}: {_EXAMPLES[key]}", line)
+            return None
+        text = ",".join(item.value for item in items)
+        if key == "name":
+            self.problems += [problem.but(locations=(self.location(line),)) for problem in check_name(text)]
+        try:
+            return KEYS[key](text)
+        except ZernelError as error:
+            for problem in error.problems:
+                # The readers are those of the command line, whose form is OPTION=VALUE.
+                suggestion = (problem.suggestion or "").replace(f"{key}=", f"{key}: ")
+                self.problems.append(problem.but(suggestion=suggestion, locations=(self.location(line),)))
+            return None
+
+    def location(self, line: int) -> Location:
+        """Return the place of a line, counted from 0."""
+        return Location(str(self.path), line + 1, self.lines[line] if line < len(self.lines) else None)
+
+    def add(
+        self,
+        code: str,
+        category: str,
+        suggestion: str,
+        line: int | None = None,
+        did_you_mean: tuple[str, ...] = (),
+    ) -> None:
+        where = (self.location(line),) if line is not None else ()
+        self.problems.append(
+            Problem(
+                code,
+                category,
+                subject=str(self.path),
+                suggestion=suggestion,
+                locations=where,
+                did_you_mean=did_you_mean,
+            )
+        )
+
+
+_EXAMPLES = {
+    "name": "web-server",
+    "cpus": "4-7",
+    "cpu_count": "4",
+    "memory": "2GB",
+    "memory_base": "0x80000000",
+    "devices": "[eth0:vf1]",
+    "id": "1",
+}

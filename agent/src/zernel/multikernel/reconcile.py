@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From what is there to what is declared: a plan of the final state, and all of it or nothing.
+
+Nothing that was declared is moved without need: an instance keeps its memory's place, its id, and with
+``cpu_count`` the CPUs that it has.
+"""
+
+from __future__ import annotations
+
+from zernel.devicetree.interpret import Origins
+from zernel.devicetree.model import Instance, System
+from zernel.devicetree.validate import is_valid, validate
+from zernel.errors import Location, Problem, ZernelError
+from zernel.multikernel import allocate, planning, state
+from zernel.multikernel.changes import Step, check_in_place, same
+from zernel.multikernel.desired import Declaration
+from zernel.multikernel.fs import MultikernelFs, Transaction
+from zernel.multikernel.ordering import order
+from zernel.multikernel.overlay import V1
+from zernel.multikernel.transactions import apply, change
+from zernel.record import Record
+
+_PROPERTIES = {
+    "": "",
+    "name": "name",
+    "cpus": "cpus",
+    "cpu_count": "cpus",
+    "memory": "memory-bytes",
+    "memory_base": "memory-base",
+    "devices": "devices",
+    "id": "id",
+}
+"""The keys of a declaration, and what the rules for instances call them."""
+
+
+class Reconciled(Record):
+    """What was done: the instances before and after, by name, and what differs, one step an instance.
+
+    ``undeclared`` are instances that no file names and that were left alone.
+    """
+
+    before: tuple[Instance, ...]
+    after: tuple[Instance, ...]
+    steps: tuple[Step, ...]
+    undeclared: tuple[str, ...]
+    statuses: dict[str, str]
+    transactions: tuple[Transaction, ...] = ()
+    warnings: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def reconcile(
+    fs: MultikernelFs, declarations: list[Declaration], *, prune: bool, dry_run: bool
+) -> Reconciled:
+    """Make the instances what is declared; with ``prune``, delete those that no file names.
+
+    Raises `ZernelError`, and then all is as it was, or the error says what is not.
+    """
+    wire = V1()
+    with change(fs, wire, dry_run) as (journal, settled):
+        current = state.load(fs, wire)
+        before = current.system.instances
+        declared = {one.name for one in declarations}
+        others = tuple(one.name for one in before if one.name not in declared)
+        base = tuple(one for one in before if one.name in declared or not prune)
+        after, problems = _Target(System(current.system.resources, base), declarations).run()
+        if not is_valid(problems):
+            raise ZernelError(*problems)
+        steps = order(before, after)
+        if busy := planning.check_busy(current.statuses, steps):
+            raise ZernelError(*busy)
+        done: tuple[Transaction, ...] = ()
+        if steps and journal is not None:
+            done = apply(fs, wire, journal, "apply", steps)
+        return Reconciled(
+            before,
+            after,
+            _net(before, after),
+            () if prune else others,
+            {name: fs.instance(name)[1] for name in fs.instance_names()} if done else current.statuses,
+            done,
+            tuple(problems),
+            settled.notes,
+        )
+
+
+def _net(before: tuple[Instance, ...], after: tuple[Instance, ...]) -> tuple[Step, ...]:
+    was, will = {one.name: one for one in before}, {one.name: one for one in after}
+    steps = (Step(was.get(name), will.get(name)) for name in {**was, **will})
+    return tuple(step for step in steps if not same(step.before, step.after))
+
+
+class _Target:
+    """Finds the final state: what is given first, then what is left open, so that neither is in the way."""
+
+    def __init__(self, system: System, declarations: list[Declaration]) -> None:
+        self.resources = system.resources
+        self.there = {one.name: one for one in system.instances}
+        self.working = dict(self.there)
+        self.declarations = declarations
+        self.problems: list[Problem] = []
+        self.open: set[tuple[str, str]] = set()
+        """Names with the kind of value that could not be chosen; the stand-in's own problems are left out."""
+
+    @property
+    def system(self) -> System:
+        """What is known of the final state so far."""
+        return System(self.resources, tuple(self.working.values()))
+
+    def run(self) -> tuple[tuple[Instance, ...], list[Problem]]:
+        for one in self.declarations:
+            self.place_given(one)
+        for one in self.declarations:
+            if one.name in self.there:
+                self.grow(one)
+        for one in self.declarations:
+            if one.name not in self.there:
+                self.choose(one)
+        for one in self.declarations:
+            if one.name in self.there:
+                here, target = self.there[one.name], self.working[one.name]
+                self.add(one, check_in_place(here, target, self.resources))
+        for problem in validate(self.system, self.origins()):
+            kind = "memory-" if problem.code.startswith("memory-") else problem.code
+            if (problem.subject, kind) not in self.open:
+                self.problems.append(problem)
+        return tuple(self.working.values()), self.problems
+
+    def place_given(self, one: Declaration) -> None:
+        here = self.there.get(one.name)
+        if here is None:
+            size = 0 if one.memory_base is None else one.memory_bytes
+            self.working[one.name] = Instance(
+                one.name, one.id, one.cpus or (), one.memory_base or 0, size, one.devices
+            )
+            return
+        cpus = here.cpus if one.cpus is None else one.cpus
+        if one.cpu_count is not None and one.cpu_count < len(cpus):
+            cpus = planning.resized(self.system, here, one.cpu_count)
+        self.working[one.name] = here.but(
+            cpus=cpus,
+            memory_bytes=min(here.memory_bytes, one.memory_bytes),
+            memory_base=here.memory_base if one.memory_base is None else one.memory_base,
+            devices=one.devices,
+            id=here.id if one.id is None else one.id,
+        )
+
+    def grow(self, one: Declaration) -> None:
+        target = self.working[one.name]
+        if one.cpu_count is not None and one.cpu_count > len(target.cpus):
+            try:
+                target = target.but(cpus=planning.resized(self.system, target, one.cpu_count))
+            except ZernelError as error:
+                self.add(one, error.problems)
+        grown = target.but(memory_bytes=one.memory_bytes)
+        problems = planning.check_growth(self.system, target, grown)
+        self.add(one, problems)
+        self.working[one.name] = target if problems else grown
+
+    def choose(self, one: Declaration) -> None:
+        target = self.working[one.name]
+        if one.cpu_count is not None:
+            try:
+                target = target.but(cpus=allocate.choose_cpus(self.system, one.cpu_count, one.name))
+            except ZernelError as error:
+                self.add(one, error.problems)
+                self.open.add((one.name, "cpu-none"))
+        if one.memory_base is None:
+            try:
+                base = allocate.choose_memory(self.system, one.memory_bytes, one.name)
+                target = target.but(memory_base=base, memory_bytes=one.memory_bytes)
+            except ZernelError as error:
+                self.add(one, error.problems)
+                self.open.add((one.name, "memory-"))
+        if one.id is None:
+            try:
+                target = target.but(id=allocate.choose_id(self.system, one.name))
+            except ZernelError as error:
+                self.add(one, error.problems)
+        self.working[one.name] = target
+
+    def add(self, one: Declaration, problems: list[Problem] | tuple[Problem, ...]) -> None:
+        """Add problems of a declaration, with its place."""
+        self.problems += [
+            problem.but(locations=problem.locations or (one.places[""],)) for problem in problems
+        ]
+
+    def origins(self) -> Origins:
+        """Return where the values stand, for the rules."""
+        places = {one.name: one.places for one in self.declarations}
+        origins = Origins()
+        for index, name in enumerate(self.working):
+            found: dict[str, Location] = places.get(name, {})
+            for key, place in found.items():
+                property_name = _PROPERTIES[key]
+                origins.places[("instances", index, *filter(None, [property_name]))] = (place,)
+        return origins

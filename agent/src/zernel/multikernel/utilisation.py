@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What of a host is used and what is free: by instance, by NUMA node, and in the pool as a whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zernel.devicetree.free import free_cpus, free_memory, free_parts
+from zernel.devicetree.model import DeviceUse, Instance, NumaNode, System
+from zernel.devicetree.units import format_cpus, format_size
+from zernel.errors import Problem
+from zernel.multikernel.report import percent
+
+_TITLE = "Multikernel Resource Utilization Report"
+
+
+def data(system: System, statuses: dict[str, str]) -> dict[str, Any]:
+    """Return the figures for JSON and YAML: CPUs as lists, sizes in bytes.
+
+    ``instances`` has each instance's share, ``numa_nodes`` what of the pool lies on each node (memory that
+    no node covers is in none), ``devices`` the parts that can be given away.
+    """
+    resources, instances = system.resources, system.instances
+    pool = resources.memory
+    gaps = free_memory(pool, instances)
+    blocks = [{"base": start, "bytes": end - start} for start, end in gaps]
+    free = sum(end - start for start, end in gaps)
+    return {
+        "cpus": _cpus(resources.cpus.available, free_cpus(resources, instances)),
+        "memory": {
+            "total_bytes": pool.pool_bytes,
+            "used_bytes": pool.pool_bytes - free,
+            "free_bytes": free,
+            "largest_free_block": max(blocks, key=lambda block: block["bytes"], default=None),
+            "free_blocks": blocks,
+        },
+        "devices": {
+            device.name: {
+                "used": {
+                    str(use): one.name
+                    for one in instances
+                    for use in one.devices
+                    if use.device == device.name
+                },
+                "free": [str(part) for part in _free_parts(system, device.name)],
+            }
+            for device in resources.devices
+        },
+        "numa_nodes": [_node(system, node) for node in resources.numa_nodes],
+        "instances": {
+            one.name: {
+                "id": one.id,
+                "status": statuses.get(one.name),
+                "cpus": list(one.cpus),
+                "memory_base": one.memory_base,
+                "memory_bytes": one.memory_bytes,
+                "devices": [str(use) for use in one.devices],
+                "numa_nodes": [
+                    node.node_id for node in resources.numa_nodes if set(node.cpus) & set(one.cpus)
+                ],
+            }
+            for one in instances
+        },
+    }
+
+
+def _cpus(pool: tuple[int, ...], free: list[int]) -> dict[str, Any]:
+    used = sorted(set(pool).difference(free))
+    return {"total": len(pool), "used": used, "free": free}
+
+
+def _free_parts(system: System, name: str) -> list[DeviceUse]:
+    device = next(device for device in system.resources.devices if device.name == name)
+    return free_parts(device, system.instances)
+
+
+def _node(system: System, node: NumaNode) -> dict[str, Any]:
+    resources, memory = system.resources, system.resources.memory
+    cpus = tuple(cpu for cpu in resources.cpus.available if cpu in set(node.cpus))
+    free = [cpu for cpu in free_cpus(resources, system.instances) if cpu in set(cpus)]
+    total = _overlap(node, memory.pool_base, memory.pool_end)
+    unused = sum(_overlap(node, start, end) for start, end in free_memory(memory, system.instances))
+    return {
+        "node_id": node.node_id,
+        "cpus": _cpus(cpus, free),
+        "memory": {"total_bytes": total, "used_bytes": total - unused, "free_bytes": unused},
+        "instances": [one.name for one in system.instances if _is_on(one, node)],
+    }
+
+
+def _overlap(node: NumaNode, start: int, end: int) -> int:
+    return max(0, min(node.memory_base + node.memory_size, end) - max(node.memory_base, start))
+
+
+def _is_on(one: Instance, node: NumaNode) -> bool:
+    return bool(set(one.cpus) & set(node.cpus)) or _overlap(node, one.memory_base, one.memory_end) > 0
+
+
+def warnings(system: System) -> list[Problem]:
+    """Return what a person may want to know: CPUs of the pool that no instance has."""
+    free = free_cpus(system.resources, system.instances)
+    if not free:
+        return []
+    total = len(system.resources.cpus.available)
+    share = f"({percent(len(free), total)} of memory pool)"
+    return [
+        Problem(
+            "cpus-unallocated",
+            f"{len(free)} CPUs {share} are unallocated" if len(free) > 1 else f"1 CPU {share} is unallocated",
+            explanation=(f"Free CPUs: {format_cpus(free)}",),
+            suggestion=f"Give them to an instance: zernel update NAME --add-cpus={format_cpus(free)}",
+            severity="WARNING",
+        )
+    ]
+
+
+def lines(system: System, statuses: dict[str, str]) -> list[str]:
+    """Return the figures as text."""
+    resources, instances = system.resources, system.instances
+    found = data(system, statuses)
+    cpus, memory = found["cpus"], found["memory"]
+    block = memory["largest_free_block"]
+    told = [
+        _TITLE,
+        "=" * len(_TITLE),
+        f"CPUs: {cpus['total']} in the memory pool",
+        f"  Used: {_cpu_share(cpus['used'], cpus['total'])}",
+        f"  Free: {_cpu_share(cpus['free'], cpus['total'])}",
+        f"Memory: {format_size(memory['total_bytes'])} in the memory pool",
+        f"  Used: {_share(memory['used_bytes'], memory['total_bytes'])}",
+        f"  Free: {_share(memory['free_bytes'], memory['total_bytes'])}"
+        + (f", largest free block {format_size(block['bytes'])} at {block['base']:#x}" if block else ""),
+        "Devices:" if resources.devices else "Devices: none",
+    ]
+    for name, device in found["devices"].items():
+        used = ", ".join(f"{use} ({owner})" for use, owner in device["used"].items())
+        told.append(f"  {name}: used {used or 'none'}; free {', '.join(device['free']) or 'none'}")
+    for node in found["numa_nodes"]:
+        here, size = node["cpus"], node["memory"]
+        used = _cpu_share(here["used"], here["total"]), _share(size["used_bytes"], size["total_bytes"])
+        told += [
+            f"NUMA node {node['node_id']}: {', '.join(node['instances']) or 'no instance'}",
+            f"  CPUs: used {used[0]}, free {format_cpus(here['free'])}",
+            f"  Memory: used {used[1]}, free {format_size(size['free_bytes'])}",
+        ]
+    for one in instances:
+        told += [
+            f"Instance {one.name} ({statuses[one.name]})",
+            f"  CPUs: {_cpu_share(one.cpus, cpus['total'])}",
+            f"  Memory: {_share(one.memory_bytes, memory['total_bytes'])} at {one.memory_base:#x}",
+            *([f"  Devices: {', '.join(map(str, one.devices))}"] if one.devices else []),
+        ]
+    return told if instances else [*told, "No instances"]
+
+
+def _cpu_share(cpus: tuple[int, ...] | list[int], total: int) -> str:
+    return f"{format_cpus(cpus)} ({len(cpus)} CPU{'s' * (len(cpus) != 1)}, {percent(len(cpus), total)})"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{format_size(part)} ({percent(part, whole)})"
