@@ -53,6 +53,7 @@ KEYS: dict[str, Callable[[str], object]] = {
 }
 """The keys of a declaration and their readers; ``cpus`` and ``devices`` may be lists."""
 _LISTS = ("cpus", "devices")
+_NOTHING = "tag:yaml.org,2002:null"
 
 
 def read_directory(directory: Path) -> tuple[list[Declaration], list[Problem]]:
@@ -144,7 +145,7 @@ class _Reader:
         try:
             text = data.decode()
             self.lines = text.splitlines()
-            documents = [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node is not None]
+            documents = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
         except UnicodeDecodeError as error:
             broken = data[: error.start].count(b"\n")
             self.add("not-text", "The file is not UTF-8 text", "Save it as UTF-8", broken)
@@ -153,11 +154,14 @@ class _Reader:
             why = getattr(error, "problem", None) or "It holds characters that YAML does not allow"
             line = mark.line if mark else None
             self.add("bad-yaml", f"The file is not valid YAML: {why}", "Correct the line below", line)
+        except ValueError as error:  # PyYAML makes numbers of some things, and characters of numbers
+            self.add("bad-yaml", f"The file is not valid YAML: {error}", "Write it with plain values")
         except RecursionError:
             self.add("too-deep", "The file is nested too deeply", "A declaration is flat: key: value")
         else:
             for document in documents:
-                self.declaration(document)
+                if document.tag != _NOTHING:
+                    self.declaration(document)
 
     def declaration(self, document: yaml.Node) -> None:
         line = document.start_mark.line

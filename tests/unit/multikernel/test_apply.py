@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``zernel apply``: declared instances, planned as a whole and applied all or not at all."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zernel.errors import ZernelError
+from zernel.multikernel.desired import read_directory
+
+from .conftest import Host, Killed, names, pending
+
+GB = 1 << 30
+Declare = Callable[..., str]
+
+
+@pytest.fixture
+def declare(tmp_path: Path) -> Declare:
+    """Write the declarations, and return the option that names their directory."""
+    directory = tmp_path / "instances.d"
+
+    def write(**declarations: str) -> str:
+        directory.mkdir(exist_ok=True)
+        for old in directory.iterdir():
+            old.unlink()
+        for name, text in declarations.items():
+            (directory / f"{name}.yaml").write_text(f"name: {name}\n{text}")
+        return f"--directory={directory}"
+
+    return write
+
+
+WEB = "cpus: 4-7\nmemory: 2GB\ndevices: [eth0:vf1]\n"
+DB = "cpu_count: 4\nmemory: 1GB\n"
+
+
+def test_what_is_declared_is_made_and_a_second_run_changes_nothing(host: Host, declare: Declare) -> None:
+    option = declare(web=WEB, db=DB)
+    done = host.json("apply", option)
+    assert (done["status"], done["changed"]) == ("applied", True)
+    assert [step["instance"] for step in done["plan"]["create"]] == ["db", "web"]
+    found = host.instances()
+    assert (found["web"]["cpus"], found["web"]["devices"]) == ([4, 5, 6, 7], ["eth0:vf1"])
+    # What is left open keeps clear of what is given, whatever the order of the files.
+    assert (found["db"]["cpus"], found["db"]["memory_bytes"]) == ([8, 9, 10, 11], GB)
+    again = host.json("apply", option)
+    assert (again["status"], again["changed"], again["transactions"]) == ("unchanged", False, [])
+    assert again["before"] == again["after"] == found
+    assert host.instances() == found
+
+
+def test_an_update_keeps_what_it_can(host: Host, declare: Declare) -> None:
+    host.ok("create", "web", "--cpus=10-13", "--memory=1GB", "--memory-base=0x100000000", "--id=9")
+    done = host.json("apply", declare(web="cpu_count: 6\nmemory: 3GB\n"))
+    (step,) = done["plan"]["update"]
+    assert [one["operation"] for one in step["operations"]] == ["memory-add", "cpu-add"]
+    found = host.instances()["web"]
+    assert (found["cpus"], found["memory_base"], found["id"]) == ([*range(10, 16)], 0x100000000, 9)
+
+
+def test_instances_can_exchange_what_they_have(host: Host, declare: Declare) -> None:
+    host.ok("create", "a", "--cpus=4-7", "--memory=1GB")
+    host.ok("create", "b", "--cpus=8-11", "--memory=1GB")
+    host.ok("apply", declare(a="cpus: 4,8-10\nmemory: 1GB\n", b="cpus: 5-7,11\nmemory: 1GB\n"))
+    found = host.instances()
+    assert (found["a"]["cpus"], found["b"]["cpus"]) == ([4, 8, 9, 10], [5, 6, 7, 11])
+    shown = host.refused("apply", declare(a="cpus: 5-7,11\nmemory: 1GB\n", b="cpus: 4,8-10\nmemory: 1GB\n"))
+    assert "would exchange all their CPUs" in shown
+
+
+def test_undeclared_instances_are_deleted_with_prune_only(host: Host, declare: Declare) -> None:
+    host.ok("create", "old", "--cpus=4-7", "--memory=14GB")
+    option = declare(web="cpus: 20\nmemory: 1GB\n")
+    assert "Largest free block: none" in host.refused("apply", option)
+    done = host.ok("apply", option, "--prune")
+    assert "delete old: CPUs 4-7, 14GB at 0x80000000" in done
+    assert set(host.instances()) == {"web"}
+    host.ok("create", "mine", "--cpus=4", "--memory=1GB")
+    done = host.ok("apply", option)
+    assert "Not declared, left alone: mine (--prune deletes them)" in done
+
+
+def test_an_apply_is_one_change_for_a_rollback(host: Host, declare: Declare) -> None:
+    host.ok("create", "old", "--cpus=4-7", "--memory=2GB")
+    host.ok("create", "web", "--cpus=8-9", "--memory=1GB")
+    before = host.instances()
+    host.ok("apply", declare(web="cpus: 4-9\nmemory: 1GB\n", db=DB), "--prune")
+    assert set(host.instances()) == {"web", "db"}
+    assert host.json("rollback")["undone"]["command"] == "zernel apply"
+    assert host.instances() == before
+
+
+@pytest.mark.parametrize("kind", ["failed", "midway", "partial", "einval", "lost"])
+@pytest.mark.parametrize("at", range(3))
+def test_all_or_nothing(bare: Host, declare: Declare, kind: str, at: int) -> None:
+    # Two overlays make the state, then come a deletion, an update of two operations, and a creation.
+    bare.start(*["--fault=none"] * (2 + at), f"--fault={kind}")
+    bare.init()
+    bare.ok("create", "old", "--cpus=4-7", "--memory=2GB")
+    bare.ok("create", "web", "--cpus=8-9", "--memory=1GB")
+    before = bare.instances()
+    option = declare(web="cpus: 4-9\nmemory: 4GB\n", db=DB)
+    shown = bare.refused("apply", option, "--prune")
+    verb, name = (("delete", "old"), ("update", "web"), ("create", "db"))[at]
+    assert f"ERROR: {name}: The kernel did not {verb} the instance" in shown
+    assert ("old: it was deleted, and was created again" in shown) == (
+        at > 0 or kind in ("partial", "midway")
+    )
+    assert bare.instances() == before
+    assert not pending(bare)
+    bare.ok("apply", option, "--prune")
+
+
+@pytest.mark.parametrize("prune", [[], ["--prune"]])
+def test_a_dry_run_gives_the_verdict_and_the_text_of_the_real_run(
+    host: Host, declare: Declare, prune: list[str]
+) -> None:
+    host.ok("create", "old", "--cpus=12", "--memory=1GB")
+    host.ok("create", "web", "--cpus=4-5", "--memory=1GB")
+    for option in (
+        declare(web=WEB),
+        declare(web="cpus: 4-9\nmemory: 2GB\n", db=DB),
+        declare(db="cpus: 12\nmemory: 1GB\n"),
+    ):
+        before = host.instances()
+        dry = host.run("apply", option, "--dry-run", *prune)
+        assert host.instances() == before
+        real = host.run("apply", option, *prune)
+        assert (dry.returncode, dry.stderr) == (real.returncode, real.stderr)
+        told = [line for line in dry.stdout.splitlines() if "✓" not in line]
+        assert told == [line for line in real.stdout.splitlines() if "✓" not in line]
+
+
+def test_every_problem_of_the_final_state_with_its_place(host: Host, declare: Declare) -> None:
+    option = declare(
+        a="cpus: 4-7\nmemory: 1GB\n",
+        b="cpus: 7-8\nmemory: 20GB\n",
+        c="cpu_count: 99\nmemory: 1GB\n",
+        d="cpus: 2\nmemory: 1GB\ndevices: nvme1:ns1\n",
+    )
+    done = host.run("apply", option, "--format=json")
+    errors = {(error["code"], error["instance"]): error for error in json.loads(done.stdout)["errors"]}
+    assert set(errors) == {
+        ("cpu-overlap", "b"),
+        ("not-enough-memory", "b"),
+        ("not-enough-cpus", "c"),
+        ("cpu-reserved", "d"),
+        ("device-not-found", "d"),
+    }
+    assert errors["cpu-reserved", "d"]["file"].endswith("instances.d/d.yaml")
+    assert errors["cpu-reserved", "d"]["line"] == 2
+    assert "Line 2: cpus: 7-8" in done.stderr
+    assert host.instances() == {}
+
+
+def test_what_cannot_be_changed_in_place_is_refused(host: Host, declare: Declare) -> None:
+    host.ok("create", "web", "--cpus=4-7", "--memory=2GB")
+    shown = host.refused("apply", declare(web=WEB + "id: 3\nmemory_base: 0x100000000\n"))
+    assert "An instance's id cannot be changed in place" in shown
+    assert "Where an instance's memory begins cannot be changed in place" in shown
+    assert "Device eth0:vf1 cannot be changed in place" in shown
+    assert "zernel delete web" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("memory: 1GB\n", "Neither 'cpus' nor 'cpu_count' is given"),
+        ("cpus: 4\ncpu_count: 1\nmemory: 1GB\n", "Both 'cpus' and 'cpu_count' are given"),
+        ("cpus: 4\n", "The key 'memory' is missing"),
+        ("cpus: 4\nmemroy: 1GB\nmemory: 1GB\n", "Did you mean:\n    - memory"),
+        ("cpus: 4\nmemory: 1GB\nkernel: /boot/vmlinuz\n", "Unknown key 'kernel'"),
+        ("cpus: 4\nmemory: 1GB\nname: other\n", "The key 'name' stands there twice"),
+        ("cpus: 7-4\nmemory: 1GB\n", "Suggestion: Write it as cpus: 4-7"),
+        ("cpus: 4\nmemory: infGB\n", "memory: 'infGB' is no size"),
+        ("cpus: 4\nmemory: {a: b}\n", "'memory' takes a single value"),
+        ("cpus: &a [*a]\nmemory: 1GB\n", "'cpus' takes a list or a text"),
+        ("cpus: 1:30\nmemory: 1GB\n", "'1:30' is neither a CPU number nor a range"),
+        ("cpus: [4, '\n", "The file is not valid YAML"),
+        ("cpus: " + "[" * 30_000, "The file is nested too deeply"),
+        ('cpus: "\\UFFFFFFFF"\n', "The file is not valid YAML"),
+        ("---\n- list\n", "A declaration is a mapping"),
+    ],
+)
+def test_mistakes_in_a_file_have_their_place(host: Host, declare: Declare, text: str, says: str) -> None:
+    shown = host.refused("apply", declare(web=text))
+    assert says in shown
+    assert "web.yaml:" in shown
+
+
+def test_files_that_cannot_be_read(host: Host, declare: Declare, tmp_path: Path) -> None:
+    option = declare(web=WEB)
+    directory = tmp_path / "instances.d"
+    (directory / "a.yaml").mkdir()
+    (directory / "b.yaml").write_bytes(b"name: \xff")
+    (directory / "c.yaml").write_text("#" * 70_000)
+    (directory / "d.yaml").write_text(f"name: web\n{DB}")
+    shown = host.refused("apply", option)
+    for says in ("Is a directory", "is not UTF-8", "more than 64 KiB", 'Duplicate instance name: "web"'):
+        assert says in shown
+    assert "cannot be read" in host.refused("apply", f"--directory={tmp_path}/none")
+
+
+def test_a_file_of_another_ending_is_named(host: Host, declare: Declare, tmp_path: Path) -> None:
+    option = declare()
+    (tmp_path / "instances.d/web.yml").write_text(f"name: web\n{WEB}")
+    done = host.json("apply", option)
+    assert done["warnings"][0]["code"] == "file-ignored"
+    assert host.instances() == {}
+
+
+def test_several_documents_in_one_file(host: Host, declare: Declare, tmp_path: Path) -> None:
+    option = declare()
+    (tmp_path / "instances.d/all.yaml").write_text(f"---\nname: web\n{WEB}---\nname: db\n{DB}---\n")
+    host.ok("apply", option)
+    assert set(host.instances()) == {"web", "db"}
+
+
+@given(
+    st.binary(max_size=300) | st.text(alphabet="name: cpus-memory[]{}&*!'\"\n4", max_size=200).map(str.encode)
+)
+def test_no_file_gives_anything_but_declarations_or_problems(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    directory = tmp_path_factory.mktemp("instances.d")
+    (directory / "x.yaml").write_bytes(content)
+    with suppress(ZernelError):
+        found, _ = read_directory(directory)
+        assert all(one.name and one.memory_bytes for one in found)
+
+
+def test_sigkill_at_every_moment_of_an_apply(host: Host, declare: Declare, killed: Killed) -> None:
+    option = declare(web="cpus: 4-9\nmemory: 4GB\n", db=DB)
+    moment, outcomes, status = 0, [], -signal.SIGKILL
+    while status == -signal.SIGKILL:
+        assert killed(-1, "create", "old", "--cpus=4-7", "--memory=2GB", "--id=1")[0] == 0
+        assert killed(-1, "create", "web", "--cpus=8-9", "--memory=1GB", "--id=2")[0] == 0
+        status, _ = killed(moment, "apply", option, "--prune")
+        moment += 1
+        was_pending = pending(host)
+        after, output = killed(-1, "create", "other", "--cpus=31", "--memory=1GB", "--format=json")
+        assert after == 0
+        assert bool(json.loads(output)["notes"]) == was_pending
+        assert not pending(host)
+        found = json.loads(killed(-1, "show", "--format=json")[1])["instances"]
+        outcomes.append((sorted(found), len(found["web"]["cpus"]), found["web"]["memory_bytes"] // GB))
+        for name in names(host):
+            assert killed(-1, "delete", name)[0] == 0
+    assert status == 0
+    before, done = (["old", "other", "web"], 2, 1), (["db", "other", "web"], 6, 4)
+    assert all(one in (before, done) for one in outcomes)
+    assert outcomes.count(before) > 10
+    assert outcomes.count(done) > 1
