@@ -154,7 +154,10 @@ class _Reader:
             why = getattr(error, "problem", None) or "It holds characters that YAML does not allow"
             line = mark.line if mark else None
             self.add("bad-yaml", f"The file is not valid YAML: {why}", "Correct the line below", line)
-        except ValueError as error:  # PyYAML makes numbers of some things, and characters of numbers
+        except (
+            ValueError,
+            OverflowError,
+        ) as error:  # PyYAML makes numbers of some things, and characters of numbers
             self.add("bad-yaml", f"The file is not valid YAML: {error}", "Write it with plain values")
         except RecursionError:
             self.add("too-deep", "The file is nested too deeply", "A declaration is flat: key: value")

@@ -137,11 +137,12 @@ def lines(system: System, statuses: dict[str, str]) -> list[str]:
         told.append(f"  {name}: used {used or 'none'}; free {', '.join(device['free']) or 'none'}")
     for node in found["numa_nodes"]:
         here, size = node["cpus"], node["memory"]
-        used = _cpu_share(here["used"], here["total"]), _share(size["used_bytes"], size["total_bytes"])
+        cpus_used = _cpu_share(here["used"], here["total"])
+        memory_used = _share(size["used_bytes"], size["total_bytes"])
         told += [
             f"NUMA node {node['node_id']}: {', '.join(node['instances']) or 'no instance'}",
-            f"  CPUs: used {used[0]}, free {format_cpus(here['free'])}",
-            f"  Memory: used {used[1]}, free {format_size(size['free_bytes'])}",
+            f"  CPUs: used {cpus_used}, free {format_cpus(here['free'])}",
+            f"  Memory: used {memory_used}, free {format_size(size['free_bytes'])}",
         ]
     for one in instances:
         told += [
