@@ -37,7 +37,7 @@ options:
     type: str
   cpu_count:
     description:
-      - How many CPUs it gets; free ones are chosen, neighbours where possible.
+      - How many CPUs it gets; free ones are chosen, whole neighbouring cores where possible.
     type: int
   memory:
     description:
@@ -54,6 +54,23 @@ options:
     type: list
     elements: str
     default: []
+  numa_nodes:
+    description:
+      - The NUMA nodes that its CPUs are on, such as V(0) or V(0,2-3). Its memory is there too where it can
+        be.
+    type: str
+  cpu_affinity:
+    description:
+      - How its CPUs are chosen. V(compact) takes few nodes and neighbouring cores, V(spread) takes evenly of
+        all, V(local) is near its devices.
+    type: str
+    choices: [compact, spread, local]
+  memory_policy:
+    description:
+      - Where its memory comes from. V(local) prefers O(numa_nodes), or else the nodes of its CPUs, V(bind)
+        insists on them, V(interleave) takes a part of each.
+    type: str
+    choices: [local, interleave, bind]
   id:
     description:
       - Its id, 1 to 511. Without it, the lowest free one is chosen.
@@ -126,6 +143,19 @@ instance:
       type: list
       elements: str
       sample: ["eth0:vf1"]
+    numa_nodes:
+      description: The NUMA nodes that were asked for.
+      type: list
+      elements: int
+      sample: [0]
+    cpu_affinity:
+      description: The CPU affinity that was asked for. Null for none.
+      type: str
+      sample: compact
+    memory_policy:
+      description: The memory policy that was asked for. Null for none.
+      type: str
+      sample: local
 simulated:
   description: Whether a simulation stands in for the kernel.
   type: bool
@@ -161,7 +191,7 @@ def arguments(params):
     if params["state"] == "absent":
         return ["delete", params["name"], "--ensure"]
     words = ["create", params["name"], "--ensure", "--memory=" + params["memory"]]
-    for option in ("cpus", "cpu_count", "memory_base", "id"):
+    for option in ("cpus", "cpu_count", "memory_base", "id", "numa_nodes", "cpu_affinity", "memory_policy"):
         if params[option] is not None:
             words.append("--%s=%s" % (option.replace("_", "-"), params[option]))
     if params["devices"]:
@@ -179,6 +209,9 @@ def main():
             "memory": {"type": "str"},
             "memory_base": {"type": "str"},
             "devices": {"type": "list", "elements": "str", "default": []},
+            "numa_nodes": {"type": "str"},
+            "cpu_affinity": {"type": "str", "choices": ["compact", "spread", "local"]},
+            "memory_policy": {"type": "str", "choices": ["local", "interleave", "bind"]},
             "id": {"type": "int"},
             "multikernel_root": {"type": "path"},
             **AGENT_ARGUMENTS,
@@ -201,6 +234,8 @@ def main():
     result = ZernelCli(module).run(words, environ=environ)
     if result["simulated"]:
         module.warn(SIMULATED)
+    for warning in result["warnings"]:
+        module.warn("%s: %s" % (warning["instance"], warning["message"]))
     module.exit_json(
         changed=result["changed"],
         instance=result["after"],

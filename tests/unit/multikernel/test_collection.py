@@ -137,6 +137,22 @@ def test_an_instance_comes_stays_and_goes(host: Host, play: Play) -> None:
     assert host.instances() == {}
 
 
+def test_wishes_for_a_place_are_passed_on_and_warnings_shown(host: Host, play: Play) -> None:
+    wishes = {"cpu_affinity": "compact", "memory_policy": "local"}
+    created, again, other, nodes = play.run(
+        instance(host, name="web", cpu_count=2, memory="1GB", **wishes),
+        instance(host, name="web", cpu_count=2, memory="1GB", **wishes),
+        instance(host, name="web", cpu_count=2, memory="1GB", cpu_affinity="spread"),
+        instance(host, name="db", cpu_count=2, memory="1GB", numa_nodes="0"),
+    )
+    assert {key: created["instance"][key] for key in wishes} == wishes
+    # The document's baseline describes no nodes.
+    assert any("web: Memory policy 'local' has no effect" in warning for warning in created["warnings"])
+    assert not again["changed"]
+    assert "CPU affinity: has compact, asked spread" in other["msg"]
+    assert "NUMA node 0 does not exist" in nodes["msg"]
+
+
 def test_what_cannot_be_fails_with_the_words_of_the_command(host: Host, play: Play) -> None:
     refused, hyphen, nothing = play.run(
         instance(host, name="web", cpus="2", memory="1GB"),

@@ -34,6 +34,9 @@ def test_create_show_delete(host: Host) -> None:
             "memory_base": 0x80000000,
             "memory_bytes": 2 * GB,
             "devices": ["eth0:vf1"],
+            "numa_nodes": [],
+            "cpu_affinity": None,
+            "memory_policy": None,
         }
     }
     assert "CPUs: 4-7 (4)" in host.ok("show", "web-server")

@@ -4,10 +4,18 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from zernel.cli.output import add_format_option, print_result
-from zernel.devicetree.model import MAX_CPU
-from zernel.devicetree.units import parse_base, parse_cpus, parse_devices, parse_memory, parse_number
+from zernel.devicetree.model import CPU_AFFINITIES, MAX_CPU, MEMORY_POLICIES
+from zernel.devicetree.units import (
+    parse_base,
+    parse_cpus,
+    parse_devices,
+    parse_memory,
+    parse_nodes,
+    parse_number,
+)
 from zernel.errors import ZernelError
 from zernel.multikernel import fs, operations, planning, report
 from zernel.multikernel.text import change_data, print_change, told
@@ -26,12 +34,30 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--memory-base", metavar="ADDRESS", help="where the memory begins; default: the lowest free place"
     )
     parser.add_argument("--devices", metavar="LIST", help="such as eth0:vf1,nvme0:ns2")
+    parser.add_argument(
+        "--numa-nodes", metavar="LIST", help="CPUs of these NUMA nodes only, and memory where it can be: 0,1"
+    )
+    parser.add_argument(
+        "--cpu-affinity",
+        choices=CPU_AFFINITIES,
+        help="compact: few nodes, neighbouring cores (the default); spread: evenly over nodes and cores;"
+        " local: near the devices",
+    )
+    parser.add_argument(
+        "--memory-policy",
+        choices=MEMORY_POLICIES,
+        help="local: on the nodes named, or the CPUs', where it can be; bind: there or not at all;"
+        " interleave: a part on each",
+    )
     parser.add_argument("--id", metavar="N", help="the instance's id, 1 to 511; default: the lowest free one")
     parser.add_argument("--dry-run", action="store_true", help="same verdict, but nothing is created")
     parser.add_argument(
         "--ensure",
         action="store_true",
         help="succeed when the instance is there already with exactly these resources",
+    )
+    parser.add_argument(
+        "--root", type=Path, default=Path("/"), help="where sys/ is, which tells of cores and devices"
     )
     add_format_option(parser)
 
@@ -40,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     """Create the instance; exit 1 with the reason when that cannot be."""
     request = _request(args)
     target = fs.open_fs()
-    outcome = operations.create(target, request, dry_run=args.dry_run, ensure=args.ensure)
+    outcome = operations.create(target, request, dry_run=args.dry_run, ensure=args.ensure, root=args.root)
     data = change_data(outcome, target, dry_run=args.dry_run, status="created")
     instance = outcome.after or outcome.before
     assert instance is not None
@@ -66,6 +92,9 @@ def _request(args: argparse.Namespace) -> planning.Request:
         ("memory", lambda: parse_memory(args.memory, "--memory")),
         ("memory_base", lambda: parse_base(args.memory_base, "--memory-base")),
         ("devices", lambda: parse_devices(args.devices, "--devices")),
+        ("numa_nodes", lambda: parse_nodes(args.numa_nodes, "--numa-nodes")),
+        ("cpu_affinity", lambda: args.cpu_affinity),
+        ("memory_policy", lambda: args.memory_policy),
         ("id", lambda: parse_number(args.id, "--id", 511)),
     )
     for name, read in readers:

@@ -14,6 +14,7 @@ from zernel.devicetree.device_rules import InstanceCheck, check_device_uses
 from zernel.devicetree.free import first_fit, first_run, free_cpus, free_memory, without
 from zernel.devicetree.interpret import Origins
 from zernel.devicetree.model import MAX_INSTANCE_ID, PAGE_BYTES, Instance, System
+from zernel.devicetree.topology_rules import check_topology
 from zernel.devicetree.units import format_cpus, format_size
 from zernel.errors import Problem
 
@@ -50,11 +51,14 @@ class _Check(InstanceCheck):
         for index, instance in enumerate(self.system.instances):
             self.check_cpus(index, instance)
             self.check_memory(index, instance)
-            self.check_numa(index, instance)
         self.check_cpu_overlaps()
         self.check_memory_overlaps()
         self.check_memory_sum()
-        return self.problems + check_device_uses(self.system, self.origins)
+        return [
+            *self.problems,
+            *check_topology(self.system, self.origins),
+            *check_device_uses(self.system, self.origins),
+        ]
 
     # -- names and ids --------------------------------------------------------------------------------------
 
@@ -326,21 +330,6 @@ class _Check(InstanceCheck):
                     f" exceeds memory pool ({format_size(pool)})",
                     suggestion=f"Reduce the instances' memory by {format_size(total - pool)} in all",
                 )
-            )
-
-    # -- topology -------------------------------------------------------------------------------------------
-
-    def check_numa(self, index: int, instance: Instance) -> None:
-        known = {node.node_id for node in self.resources.numa_nodes}
-        missing = [node for node in instance.numa_nodes if node not in known]
-        if missing:
-            self.add(
-                "numa-not-found",
-                f"NUMA node {format_cpus(missing)} does not exist",
-                index,
-                "numa-nodes",
-                current_state=f"NUMA nodes: {format_cpus(known)}",
-                suggestion="Use one of the nodes of the baseline's topology",
             )
 
 

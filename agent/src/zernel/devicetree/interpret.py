@@ -54,6 +54,7 @@ _DEVICE_PROPERTIES = (
     "namespaces",
     "host-reserved-ns",
     "available-ns",
+    "numa-node",
     "label",
 )
 
@@ -192,6 +193,7 @@ class _Interpreter:
                     self.number(node, "namespaces", key),
                     tuple(sorted(self.numbers(node, "host-reserved-ns", key) or ())),
                     tuple(sorted(self.numbers(node, "available-ns", key) or ())),
+                    self.number(node, "numa-node", key),
                 )
             )
         return tuple(devices)

@@ -261,6 +261,7 @@ def _check_devices(resources: Resources, origins: Origins) -> list[Problem]:
     problems = []
     names: dict[str, int] = {}
     addresses: dict[str, int] = {}
+    nodes = {node.node_id for node in resources.numa_nodes}
     for index, device in enumerate(resources.devices):
         if device.name in names:
             problems.append(
@@ -273,6 +274,17 @@ def _check_devices(resources: Resources, origins: Origins) -> list[Problem]:
                 )
             )
         names.setdefault(device.name, index)
+        if device.numa_node is not None and device.numa_node not in nodes:
+            problems.append(
+                Problem(
+                    "numa-not-found",
+                    f"NUMA node {device.numa_node} does not exist",
+                    subject=device.name,
+                    current_state=f"NUMA nodes: {format_cpus(nodes)}",
+                    suggestion="Use one of the nodes of 'topology', or leave 'numa-node' out",
+                    locations=origins.at("devices", index, "numa-node"),
+                )
+            )
         if device.pci_id is not None:
             problems += _check_pci_id(device, index, addresses, resources, origins)
         problems += _check_parts(

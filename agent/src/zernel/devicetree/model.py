@@ -15,6 +15,10 @@ MAX_INSTANCE_ID = 511
 """kerf's cap. The kernel takes ids up to 2047; 0 is the host."""
 MAX_CPU = 8191
 """The highest CPU number that x86-64 Linux can be built for (NR_CPUS 8192)."""
+MAX_NODE = 1023
+"""The highest NUMA node number that x86-64 Linux can be built for (NODES_SHIFT 10)."""
+CPU_AFFINITIES = ("compact", "spread", "local")
+MEMORY_POLICIES = ("local", "interleave", "bind")
 
 
 class Cpus(Record):
@@ -43,7 +47,8 @@ class Device(Record):
     """A device of the inventory. ``name`` is its label, ``kind`` its node's name (ethernet, storage, gpu
     ...).
 
-    ``sriov_vfs`` and ``namespaces`` are None on devices that have none.
+    ``sriov_vfs`` and ``namespaces`` are None on devices that have none. ``numa_node`` is the node that the
+    device is attached to, None where that is not known.
     """
 
     name: str
@@ -56,6 +61,7 @@ class Device(Record):
     namespaces: int | None = None
     host_reserved_ns: tuple[int, ...] = ()
     available_ns: tuple[int, ...] = ()
+    numa_node: int | None = None
 
     @property
     def category(self) -> str:

@@ -101,6 +101,8 @@ def _device(device: Device, unit: int) -> Node:
         if count is not None:
             properties.append(_cells(count_name, count))
         properties += [_cells(name, *numbers) for name, numbers in parts if numbers]
+    if device.numa_node is not None:
+        properties.append(_cells("numa-node", device.numa_node))
     return Node(f"{device.kind}@{unit:x}", (device.name,), properties)
 
 

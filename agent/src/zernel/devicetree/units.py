@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from zernel.devicetree.model import MAX_CPU, PAGE_BYTES, DeviceUse
+from zernel.devicetree.model import MAX_CPU, MAX_NODE, PAGE_BYTES, DeviceUse
 from zernel.errors import ZernelError, fail
 
 TYPE_CHECKING = False  # as typing's, whose import would cost every command 3 ms
@@ -142,6 +142,24 @@ def parse_cpus(text: str, option: str) -> tuple[int, ...]:
             raise _bad_cpus(text, option, f"CPU {min(twice)} is named twice")
         cpus.update(wanted)
     return tuple(sorted(cpus))
+
+
+def parse_nodes(text: str, option: str) -> tuple[int, ...]:
+    """Return the NUMA nodes of ``0,2-3`` in ascending order. Raises `ZernelError`."""
+    nodes: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(_RANGE, part.strip())
+        first, last = (int(match.group(1)), int(match.group(2) or match.group(1))) if match else (1, 0)
+        wanted = range(first, last + 1)
+        if not wanted or last > MAX_NODE or not nodes.isdisjoint(wanted):
+            raise fail(
+                "bad-node-list",
+                f"{option}: '{text[:60]}' is no list of NUMA nodes",
+                explanation=f"It names nodes from 0 to {MAX_NODE}, in ascending ranges, each once",
+                suggestion=f"Write it as {option}=0 or {option}=0,2-3",
+            )
+        nodes.update(wanted)
+    return tuple(sorted(nodes))
 
 
 def _bad_cpus(text: str, option: str, why: str, better: str | None = None) -> ZernelError:

@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from zernel.devicetree.model import MAX_CPU, PAGE_BYTES, Cpus, Device, Memory, NumaNode, Resources
+from zernel.devicetree.model import PAGE_BYTES, Cpus, Device, Memory, NumaNode, Resources
 from zernel.devicetree.units import exact_size, format_cpus, format_size, parse_size
 from zernel.errors import ZernelError, fail
+from zernel.topology import core_of, cpu_list, integer, pci_numa_node, text
 
 _POOL_ALIGN = 2 << 20
 """Pools that are proposed begin and end on 2 MiB, the size of the page tables' large pages."""
@@ -88,8 +89,8 @@ class Hardware:
 
 def discover(root: Path = Path("/")) -> Hardware:
     """Read the hardware from ``root``/sys and ``root``/proc; raises `ZernelError` without CPUs or memory."""
-    online = _cpu_list(root / "sys/devices/system/cpu/online")
-    present = _cpu_list(root / "sys/devices/system/cpu/present") or online
+    online = cpu_list(root / "sys/devices/system/cpu/online")
+    present = cpu_list(root / "sys/devices/system/cpu/present") or online
     memory = _memory_total(root / "proc/meminfo")
     if not online or memory is None:
         raise fail(
@@ -108,59 +109,33 @@ def discover(root: Path = Path("/")) -> Hardware:
         _nodes(root),
         _devices(root),
         _reserved_pool(root / "proc/cmdline"),
-        "multikernel" in (_text(root / "proc/filesystems") or "").split(),
+        "multikernel" in (text(root / "proc/filesystems") or "").split(),
     )
 
 
 # -- reading ------------------------------------------------------------------------------------------------
 
 
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return None
-
-
-def _integer(path: Path) -> int | None:
-    try:
-        return int(_text(path) or "", 0)
-    except ValueError:
-        return None
-
-
-def _cpu_list(path: Path) -> tuple[int, ...]:
-    """Return the CPUs of a sysfs list such as ``0-3,8``; empty when it cannot be read."""
-    cpus: list[int] = []
-    for part in (_text(path) or "").split(","):
-        first, _, last = part.partition("-")
-        if first.isdecimal() and (last or first).isdecimal():
-            cpus += range(int(first), min(int(last or first), MAX_CPU) + 1)
-    return tuple(cpus)
-
-
 def _cpu(root: Path, number: int) -> HostCpu:
-    topology = root / f"sys/devices/system/cpu/cpu{number}/topology"
-    # thread_siblings_list is the old name of core_cpus_list (Linux 5.3) and still there.
-    siblings = _cpu_list(topology / "core_cpus_list") or _cpu_list(topology / "thread_siblings_list")
+    directory = root / f"sys/devices/system/cpu/cpu{number}/topology"
     return HostCpu(
         number,
-        _integer(topology / "physical_package_id"),
-        _integer(topology / "core_id"),
-        siblings or (number,),
+        integer(directory / "physical_package_id"),
+        integer(directory / "core_id"),
+        core_of(root, number) or (number,),
     )
 
 
 def _memory_total(path: Path) -> int | None:
     """Return MemTotal of /proc/meminfo (kB) in bytes."""
-    match = re.search(r"^MemTotal:\s+(\d+) kB", _text(path) or "", re.MULTILINE)
+    match = re.search(r"^MemTotal:\s+(\d+) kB", text(path) or "", re.MULTILINE)
     return int(match.group(1)) << 10 if match else None
 
 
 def _ram(path: Path) -> tuple[tuple[int, int], ...]:
     """Return the ranges of System RAM of /proc/iomem; for others than root the kernel shows zeros."""
     found = []
-    for line in (_text(path) or "").splitlines():
+    for line in (text(path) or "").splitlines():
         match = _IOMEM.match(line)
         if match:
             start, end = int(match.group(1), 16), int(match.group(2), 16) + 1
@@ -175,7 +150,7 @@ def _nodes(root: Path) -> tuple[HostNode, ...]:
     for directory in (root / "sys/devices/system/node").glob("node[0-9]*"):
         number = int(directory.name[4:])
         start, end = spans.get(number, (0, 0))
-        found.append(HostNode(number, _cpu_list(directory / "cpulist"), start, end - start))
+        found.append(HostNode(number, cpu_list(directory / "cpulist"), start, end - start))
     return tuple(sorted(found, key=lambda node: node.number))
 
 
@@ -183,7 +158,7 @@ def _node_spans(path: Path) -> dict[int, tuple[int, int]]:
     """Return where each node's memory begins and ends, from the zones of /proc/zoneinfo."""
     spans: dict[int, tuple[int, int]] = {}
     page = os.sysconf("SC_PAGE_SIZE")
-    for zone in re.split(r"^(?=Node \d+, zone)", _text(path) or "", flags=re.MULTILINE):
+    for zone in re.split(r"^(?=Node \d+, zone)", text(path) or "", flags=re.MULTILINE):
         node = re.match(r"Node (\d+), zone", zone)
         spanned = re.search(r"^\s+spanned\s+(\d+)", zone, re.MULTILINE)
         present = re.search(r"^\s+present\s+(\d+)", zone, re.MULTILINE)
@@ -197,11 +172,11 @@ def _node_spans(path: Path) -> dict[int, tuple[int, int]]:
 
 
 def _reserved_pool(path: Path) -> tuple[int, int] | None:
-    match = _POOL_OPTION.search(_text(path) or "")
+    match = _POOL_OPTION.search(text(path) or "")
     if match is None:
         return None
     try:
-        size, base = (parse_size(text, "mkkernel_pool") for text in match.groups())
+        size, base = (parse_size(found, "mkkernel_pool") for found in match.groups())
     except ZernelError:
         return None
     return base, size
@@ -215,7 +190,7 @@ def _devices(root: Path) -> tuple[HostDevice, ...]:
     busy = _busy_disks(root)
     directory = root / "sys/bus/pci/devices"
     for device in sorted(directory.iterdir()) if directory.is_dir() else ():
-        pci_class = _text(device / "class") or ""
+        pci_class = text(device / "class") or ""
         if (device / "physfn").exists():
             continue
         namespaces: tuple[int, ...] | None = None
@@ -228,23 +203,23 @@ def _devices(root: Path) -> tuple[HostDevice, ...]:
         elif pci_class.startswith(_NETWORK):
             # A virtio device has its interfaces one directory deeper.
             interfaces = sorted([*device.glob("net/*"), *device.glob("virtio*/net/*")])
-            in_use = any(_text(interface / "operstate") == "up" for interface in interfaces)
+            in_use = any(text(interface / "operstate") == "up" for interface in interfaces)
             name, kind = interfaces[0].name if interfaces else "", "ethernet"
         elif pci_class.startswith((_DISPLAY, _ACCELERATOR)):
             name, kind = "", "gpu" if pci_class.startswith(_DISPLAY) else "accelerator"
-            in_use = _integer(device / "boot_vga") == 1
+            in_use = integer(device / "boot_vga") == 1
         else:
             continue
-        node, driver = _integer(device / "numa_node"), device / "driver"
+        driver = device / "driver"
         found.append(
             HostDevice(
                 re.sub(r"[^A-Za-z0-9]", "_", name) or f"{kind}{sum(item.kind == kind for item in found)}",
                 kind,
                 device.name,
-                _text(device / "vendor"),
+                text(device / "vendor"),
                 driver.resolve().name if driver.is_symlink() else None,
-                node if node is not None and node >= 0 else None,
-                _integer(device / "sriov_totalvfs") or None,
+                pci_numa_node(root, device.name),
+                integer(device / "sriov_totalvfs") or None,
                 namespaces,
                 used,
                 in_use,
@@ -272,7 +247,7 @@ def _busy_disks(root: Path) -> set[str]:
     """Return the NVMe disks that are mounted, swapped to, or held by another device (LVM, RAID, dm-crypt)."""
     used: set[str] = set()
     for table in ("proc/mounts", "proc/swaps"):
-        lines = (_text(root / table) or "").splitlines()
+        lines = (text(root / table) or "").splitlines()
         used.update(line.split()[0].removeprefix("/dev/") for line in lines if line.startswith("/dev/"))
     held = (root / "sys/class/block").glob("nvme*/holders/*")
     used.update(holder.parent.parent.name for holder in held)
@@ -315,7 +290,11 @@ def propose(
     return Resources(
         Cpus(hardware.total_cpus, tuple(reserved), available),
         Memory(hardware.memory_bytes, hardware.memory_bytes - size, base, size),
-        tuple(_baseline_device(device) for device in hardware.devices if _can_be_given(device)),
+        tuple(
+            _baseline_device(device, {node.node_id for node in nodes})
+            for device in hardware.devices
+            if _can_be_given(device)
+        ),
         nodes,
     )
 
@@ -420,9 +399,9 @@ def _can_be_given(device: HostDevice) -> bool:
     return not device.in_use or (device.sriov_vfs or 0) > 1
 
 
-def _baseline_device(device: HostDevice) -> Device:
-    """Return the device for a baseline. The host keeps the first virtual function, and the disks it works
-    with."""
+def _baseline_device(device: HostDevice, nodes: set[int]) -> Device:
+    """Return the device for a baseline with these NUMA nodes. The host keeps the first virtual function, and
+    the disks it works with."""
     vfs, namespaces = device.sriov_vfs or 0, device.namespaces or ()
     return Device(
         device.name,
@@ -435,6 +414,7 @@ def _baseline_device(device: HostDevice) -> Device:
         namespaces=max(namespaces) if namespaces else None,
         host_reserved_ns=device.used_namespaces,
         available_ns=tuple(number for number in namespaces if number not in device.used_namespaces),
+        numa_node=device.numa_node if device.numa_node in nodes else None,
     )
 
 

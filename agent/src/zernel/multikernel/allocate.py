@@ -1,53 +1,155 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Choosing CPUs, memory and an id for a new instance: lowest first, neighbours together, pages of 4 KiB."""
+"""Choosing CPUs, memory and an id for a new instance, by topology and in pages of 4 KiB.
+
+What is chosen is the same for the same state and wishes. Whether it is as good as was wished is for
+validation to say, which looks at what a person chose in the same way.
+"""
 
 from __future__ import annotations
 
-from zernel.devicetree.free import first_fit, first_run, free_cpus, free_memory
-from zernel.devicetree.model import MAX_INSTANCE_ID, System
+from zernel.devicetree.free import divided_fit, first_fit, free_memory, node_memory, within
+from zernel.devicetree.model import MAX_INSTANCE_ID, DeviceUse, Instance, System
+from zernel.devicetree.topology_rules import memory_nodes
 from zernel.devicetree.units import format_cpus, format_size
-from zernel.errors import fail
+from zernel.errors import Problem, fail
+from zernel.multikernel import placement
+from zernel.record import Record
+from zernel.topology import UNKNOWN, Topology
+
+_SHOWN = 8
+"""Pairs of siblings that a warning lists."""
 
 
-def choose_cpus(system: System, count: int, subject: str) -> tuple[int, ...]:
-    """Return ``count`` free CPUs, neighbours where there are as many; raises `ZernelError` when there are
-    not."""
-    free = free_cpus(system.resources, system.instances)
-    chosen = first_run(free, count) if count > 0 else None
-    if chosen is None:
-        raise fail(
-            "not-enough-cpus" if count > 0 else "bad-cpu-count",
-            f"{count} CPUs cannot be given",
-            subject=subject,
-            explanation=f"Free CPUs: {format_cpus(free)} ({len(free)})",
-            suggestion=f"Use --cpu-count={len(free)} or less"
-            if free
-            else "Delete an instance that is not needed",
-        )
-    return chosen
+class Wishes(Record):
+    """Where an instance should be: on which NUMA nodes (none: any), by which policies, near which devices."""
+
+    numa_nodes: tuple[int, ...] = ()
+    cpu_affinity: str | None = None
+    memory_policy: str | None = None
+    devices: tuple[DeviceUse, ...] = ()
 
 
-def choose_memory(system: System, size: int, subject: str) -> int:
-    """Return the lowest address in the pool where ``size`` bytes are free; raises `ZernelError` if there
-    is none."""
-    gaps = free_memory(system.resources.memory, system.instances)
-    base = first_fit(gaps, size)
-    if base is not None:
-        return base
-    free = sum(end - start for start, end in gaps)
-    start, end = max(gaps, key=lambda gap: gap[1] - gap[0], default=(0, 0))
-    largest = f"{format_size(end - start)} at {start:#x}" if gaps else "none"
+ANYWHERE = Wishes()
+
+
+def choose_cpus(
+    system: System, count: int, subject: str, wishes: Wishes = ANYWHERE, topology: Topology = UNKNOWN
+) -> tuple[int, ...]:
+    """Return ``count`` free CPUs, ascending; raises `ZernelError` when there are not as many."""
+    layout = placement.Layout(system, topology)
+    nodes = _known(system, wishes.numa_nodes)
+    attached = {device.name: device.numa_node for device in system.resources.devices}
+    near = frozenset(
+        node
+        for use in wishes.devices
+        if (node := attached.get(use.device)) is not None and (not nodes or node in nodes)
+    )
+    home = near or placement.home_nodes(layout, count, nodes)
+    chosen = placement.choose(layout, count, wishes.cpu_affinity, nodes, home)
+    if chosen is not None:
+        return chosen
+    free = layout.free_on(nodes)
+    elsewhere = len(layout.free) - len(free)
+    where = f" on NUMA node {format_cpus(nodes)}" if nodes else ""
     raise fail(
-        "not-enough-memory",
-        f"{format_size(size)} of memory cannot be given in one piece",
+        "not-enough-cpus" if count > 0 else "bad-cpu-count",
+        f"{count} CPUs cannot be given{where}",
         subject=subject,
         explanation=(
-            f"Memory pool: {format_size(system.resources.memory.pool_bytes)}, {format_size(free)} free",
-            f"Largest free block: {largest}",
+            f"Free CPUs{where}: {format_cpus(free)} ({len(free)})",
+            *((f"Free CPUs on other nodes: {elsewhere}",) if elsewhere else ()),
+        ),
+        suggestion=f"Use --cpu-count={len(free)} or less"
+        if free
+        else "Name other NUMA nodes"
+        if elsewhere
+        else "Delete an instance that is not needed",
+    )
+
+
+def shared_cores(system: System, instance: Instance, topology: Topology) -> list[Problem]:
+    """Return a warning when ``instance`` has a part of a core whose other part somebody else has.
+
+    ``system`` holds the other instances.
+    """
+    layout = placement.Layout(system, topology)
+    sharers = layout.sharers(instance.cpus)
+    if not sharers:
+        return []
+    pairs = [(cpu, sibling, owner) for owner, found in sharers.items() for cpu, sibling in found]
+    owners = " or ".join(owner for owner in sharers if owner != "the host kernel")
+    nodes = _known(system, instance.numa_nodes)
+    count = len(set(instance.cpus))
+    home = placement.home_nodes(layout, count, nodes)
+    better = placement.choose(layout, count, instance.cpu_affinity, nodes, home)
+    if better is not None and layout.sharers(better):
+        better = None
+    return [
+        Problem(
+            "cpu-core-shared",
+            f"Shares cores with {' and '.join(sharers)}",
+            subject=instance.name,
+            explanation=(
+                *(
+                    f"CPU {cpu} has a core with CPU {sibling} of {owner}"
+                    for cpu, sibling, owner in pairs[:_SHOWN]
+                ),
+                *((f"and {len(pairs) - _SHOWN} more",) if len(pairs) > _SHOWN else ()),
+            ),
+            suggestion=f"Use --cpus={format_cpus(better)}: nobody has a part of these cores"
+            if better is not None
+            else f"Free whole cores: make {owners} smaller"
+            if owners
+            else "Give the host whole cores in the baseline",
+            note="CPUs of a core share its caches and execution units: they slow each other, and can spy",
+            severity="WARNING",
+        )
+    ]
+
+
+def choose_memory(
+    system: System, size: int, subject: str, wishes: Wishes = ANYWHERE, cpus: tuple[int, ...] = ()
+) -> int:
+    """Return the lowest address in the pool where ``size`` bytes are free; raises `ZernelError` if there
+    is none.
+
+    With wishes, it is the lowest on the named NUMA nodes, or else on those of ``cpus``; only "bind" insists.
+    """
+    resources = system.resources
+    gaps = free_memory(resources.memory, system.instances)
+    nodes = memory_nodes(
+        system, Instance(subject, None, cpus, 0, size, numa_nodes=_known(system, wishes.numa_nodes))
+    )
+    policy = wishes.memory_policy
+    wants_near = policy is not None or wishes.numa_nodes or wishes.cpu_affinity == "local"
+    near = within(gaps, node_memory(resources, nodes)) if wants_near and nodes else gaps
+    base = divided_fit(resources, gaps, nodes, size) if policy == "interleave" else None
+    if base is None:
+        base = first_fit(near, size)
+    if base is None and policy != "bind":
+        base = first_fit(gaps, size)
+    if base is not None:
+        return base
+    bound = policy == "bind" and near is not gaps
+    where = f" on NUMA node {format_cpus(nodes)}" if bound else ""
+    start, end = max(near if bound else gaps, key=lambda gap: gap[1] - gap[0], default=(0, 0))
+    first, last = max(gaps, key=lambda gap: gap[1] - gap[0], default=(0, 0))
+    raise fail(
+        "not-enough-memory",
+        f"{format_size(size)} of memory cannot be given in one piece{where}",
+        subject=subject,
+        explanation=(
+            f"Memory pool: {format_size(resources.memory.pool_bytes)}, {format_size(_total(gaps))} free",
+            *((f"Free{where}: {format_size(_total(near))}",) if bound else ()),
+            f"Largest free block{where}: {_block(start, end)}",
+            *((f"Largest free block of the pool: {_block(first, last)}",) if bound else ()),
         ),
         suggestion=f"Use --memory={end - start:#x} ({format_size(end - start)}) or less"
-        if gaps
+        if end > start
         else "Delete an instance that is not needed",
+        alternative="Let memory come from other nodes where it must: --memory-policy=local"
+        if bound and last - first >= size
+        else None,
     )
 
 
@@ -63,3 +165,17 @@ def choose_id(system: System, subject: str) -> int:
             suggestion="Delete an instance that is not needed",
         )
     return number
+
+
+def _known(system: System, nodes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the nodes; none at all when one does not exist, which validation refuses."""
+    there = {node.node_id for node in system.resources.numa_nodes}
+    return nodes if there.issuperset(nodes) else ()
+
+
+def _total(gaps: list[tuple[int, int]]) -> int:
+    return sum(end - start for start, end in gaps)
+
+
+def _block(start: int, end: int) -> str:
+    return f"{format_size(end - start)} at {start:#x}" if end > start else "none"

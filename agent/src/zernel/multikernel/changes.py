@@ -83,11 +83,21 @@ def operations(before: Instance, after: Instance) -> list[Operation]:
     return found
 
 
-def same(one: Instance | None, other: Instance | None) -> bool:
-    """Say whether both are the same instance with the same resources; devices and CPUs have no order."""
-    if one is None or other is None:
-        return one is other
-    return _ordered(one) == _ordered(other)
+def same(shown: Instance | None, asked: Instance | None) -> bool:
+    """Say whether ``shown``, read from the kernel, is what was asked for; devices and CPUs have no order."""
+    if shown is None or asked is None:
+        return shown is asked
+    return _ordered(shown) == _ordered(as_shown(asked, shown))
+
+
+def as_shown(asked: Instance, shown: Instance) -> Instance:
+    """Return ``asked`` without NUMA nodes and policies if ``shown`` has none of them.
+
+    They say where an instance was put, not what it owns, and kernels are not known to keep them.
+    """
+    if shown.numa_nodes or shown.cpu_affinity is not None or shown.memory_policy is not None:
+        return asked
+    return asked.but(numa_nodes=(), cpu_affinity=None, memory_policy=None)
 
 
 def _ordered(instance: Instance) -> Instance:
@@ -117,6 +127,7 @@ def within(now: Instance | None, step: Step) -> bool:
     before, after = step.before, step.after
     if before is None or after is None or now is None:
         return same(now, after)
+    before, after = as_shown(before, now), as_shown(after, now)
     least, most = kept(before, after), union(before, after)
     return (
         now.but(cpus=(), memory_bytes=0, devices=()) == before.but(cpus=(), memory_bytes=0, devices=())
@@ -130,6 +141,7 @@ def differences(found: Instance | None, expected: Instance | None) -> list[str]:
     """Return in words how an instance that was ``found`` differs from the one ``expected``."""
     if found is None or expected is None:
         return [] if found is expected else ["It is not there" if found is None else "It is there"]
+    expected = as_shown(expected, found)
     pairs = [
         ("Id", str(found.id), str(expected.id)),
         ("CPUs", format_cpus(found.cpus), format_cpus(expected.cpus)),

@@ -18,7 +18,14 @@ import yaml
 from zernel import files
 from zernel.devicetree.allocations import check_name
 from zernel.devicetree.model import MAX_CPU, MAX_INSTANCE_ID, DeviceUse
-from zernel.devicetree.units import parse_base, parse_cpus, parse_devices, parse_memory, parse_number
+from zernel.devicetree.units import (
+    parse_base,
+    parse_cpus,
+    parse_devices,
+    parse_memory,
+    parse_nodes,
+    parse_number,
+)
 from zernel.errors import Location, Problem, ZernelError, fail, os_suggestion
 from zernel.record import Record
 
@@ -40,6 +47,9 @@ class Declaration(Record):
     memory_base: int | None = None
     devices: tuple[DeviceUse, ...] = ()
     id: int | None = None
+    numa_nodes: tuple[int, ...] = ()
+    cpu_affinity: str | None = None
+    memory_policy: str | None = None
 
 
 KEYS: dict[str, Callable[[str], object]] = {
@@ -50,9 +60,12 @@ KEYS: dict[str, Callable[[str], object]] = {
     "memory_base": lambda text: parse_base(text, "memory_base"),
     "devices": lambda text: parse_devices(text, "devices") if text else (),
     "id": lambda text: parse_number(text, "id", MAX_INSTANCE_ID),
+    "numa_nodes": lambda text: parse_nodes(text, "numa_nodes"),
+    "cpu_affinity": str,  # which words there are is a rule for instances, however they came about
+    "memory_policy": str,
 }
-"""The keys of a declaration and their readers; ``cpus`` and ``devices`` may be lists."""
-_LISTS = ("cpus", "devices")
+"""The keys of a declaration and their readers; ``cpus``, ``devices`` and ``numa_nodes`` may be lists."""
+_LISTS = ("cpus", "devices", "numa_nodes")
 _NOTHING = "tag:yaml.org,2002:null"
 
 

@@ -6,6 +6,8 @@ A plan is the same with and without ``dry_run``: only the last step, asking the 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from zernel.devicetree.allocations import check_name
 from zernel.devicetree.model import Instance, Resources
 from zernel.devicetree.validate import is_valid
@@ -36,8 +38,10 @@ class Outcome(Record):
     notes: tuple[str, ...] = ()
 
 
-def create(fs: MultikernelFs, request: planning.Request, *, dry_run: bool, ensure: bool) -> Outcome:
-    """Create an instance.
+def create(
+    fs: MultikernelFs, request: planning.Request, *, dry_run: bool, ensure: bool, root: Path = Path("/")
+) -> Outcome:
+    """Create an instance. ``root`` is where sys/ is, which tells of the host's cores.
 
     With ``ensure``, an instance that already has exactly what is asked for is left alone. Raises
     `ZernelError`, and then there is no new instance.
@@ -56,7 +60,7 @@ def create(fs: MultikernelFs, request: planning.Request, *, dry_run: bool, ensur
                 status = current.statuses[request.name]
                 return Outcome(existing, existing, status, changed=False, notes=notes)
             raise planning.exists(existing, by_interrupted=request.name in settled.created)
-        instance, problems = planning.plan(current.system, request)
+        instance, problems = planning.plan(current.system, request, root)
         if not is_valid(problems):
             raise ZernelError(*problems)
         outcome = Outcome(None, instance, warnings=tuple(problems), notes=notes)

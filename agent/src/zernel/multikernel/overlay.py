@@ -10,6 +10,9 @@ are read back from it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from zernel.devicetree import fdt
 from zernel.devicetree.interpret import INVENTORY_NODE, interpret
 from zernel.devicetree.model import Cpus, Device, DeviceUse, Instance, Memory, Resources
@@ -18,6 +21,8 @@ from zernel.devicetree.tree import Node, Property, Tree, WrongType
 from zernel.devicetree.units import device_use
 from zernel.errors import fail
 from zernel.multikernel.changes import Operation, Step, operations
+
+T = TypeVar("T")
 
 OVERLAY_COMPATIBLE = "linux,multikernel-overlay"
 HOST_COMPATIBLE = "linux,multikernel-host"
@@ -61,6 +66,15 @@ class V1:
         if instance.devices:
             labels = (use.label for use in instance.devices)
             resources.properties.append(Property("device-names", (fdt.strings(*labels),)))
+        # NUMA nodes are 32-bit numbers, unlike CPUs, as kerf writes them.
+        if instance.numa_nodes:
+            resources.properties.append(Property("numa-nodes", (fdt.u32(*instance.numa_nodes),)))
+        for name, word in (
+            ("cpu-affinity", instance.cpu_affinity),
+            ("memory-policy", instance.memory_policy),
+        ):
+            if word is not None:
+                resources.properties.append(Property(name, (word,)))
         operation.children.append(resources)
         return _overlay(operation)
 
@@ -120,7 +134,17 @@ class V1:
             uses = [device_use(text) or DeviceUse(text) for text in (names.texts() if names else ())]
         except (WrongType, ValueError):
             return None
-        return Instance(name, number, tuple(sorted(cpus)), base, size, tuple(uses))
+        return Instance(
+            name,
+            number,
+            tuple(sorted(cpus)),
+            base,
+            size,
+            tuple(uses),
+            tuple(sorted(_wish(resources, "numa-nodes", Property.numbers) or ())),
+            _wish(resources, "cpu-affinity", Property.text),
+            _wish(resources, "memory-policy", Property.text),
+        )
 
     def followed(self, instance: Instance, blob: bytes, resources: Resources) -> Instance:
         """Return what ``instance`` is after the updates that an applied overlay holds for it."""
@@ -148,6 +172,15 @@ class V1:
             except (WrongType, IndexError):
                 continue  # another program's, in a form that is not understood
         return instance
+
+
+def _wish(resources: Node, name: str, read: Callable[[Property], T]) -> T | None:
+    """Return a property that says where an instance would like to be; None when it is not of our form."""
+    found = resources.get(name)
+    try:
+        return read(found) if found else None
+    except WrongType:
+        return None
 
 
 def _overlay(*operations: Node) -> bytes:

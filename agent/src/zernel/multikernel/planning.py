@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from zernel.devicetree.free import free_cpus, free_memory
 from zernel.devicetree.model import DeviceUse, Instance, System
+from zernel.devicetree.topology_rules import memory_nodes
 from zernel.devicetree.units import exact_size, format_cpus, format_size
 from zernel.devicetree.validate import validate
 from zernel.errors import Problem, ZernelError, fail
@@ -15,6 +17,8 @@ from zernel.multikernel import allocate
 from zernel.multikernel.changes import Step, check_in_place, differences, kept, operations
 from zernel.multikernel.journal import Entry
 from zernel.record import Record
+from zernel.topology import Topology, locate_devices
+from zernel.topology import read as read_topology
 
 T = TypeVar("T")
 
@@ -45,15 +49,29 @@ class Request(Record):
     memory_base: int | None = None
     devices: tuple[DeviceUse, ...] = ()
     id: int | None = None
+    numa_nodes: tuple[int, ...] = ()
+    cpu_affinity: str | None = None
+    memory_policy: str | None = None
+
+    @property
+    def wishes(self) -> allocate.Wishes:
+        """Where the instance should be."""
+        return allocate.Wishes(self.numa_nodes, self.cpu_affinity, self.memory_policy, self.devices)
 
 
-def plan(system: System, request: Request) -> tuple[Instance, list[Problem]]:
+def plan(system: System, request: Request, root: Path = Path("/")) -> tuple[Instance, list[Problem]]:
     """Choose what the request leaves open, and return the instance with everything that is wrong with it.
+
+    Sockets, cores and the places of devices are read from ``root``/sys. Warnings about other instances are
+    left out: they were given when those were made.
 
     When CPUs, memory or an id cannot be chosen, the rest is validated all the same: a person should see every
     problem at once. What is validated then has stand-ins, whose own problems are left out.
     """
-    problems: list[Problem] = []
+    topology = read_topology(system.resources, root)
+    if not topology.foreign:
+        system = system.but(resources=locate_devices(system.resources, root))
+    problems = _unknown_topology(request, topology)
 
     def choose(given: T | None, choice: Callable[[], T], stand_in: T) -> T:
         if given is not None:
@@ -65,16 +83,49 @@ def plan(system: System, request: Request) -> tuple[Instance, list[Problem]]:
             return stand_in
 
     name, size = request.name, request.memory_bytes
-    cpus = choose(request.cpus, lambda: allocate.choose_cpus(system, request.cpu_count or 0, name), ())
+    wishes, count = request.wishes, request.cpu_count or 0
+    cpus = choose(request.cpus, lambda: allocate.choose_cpus(system, count, name, wishes, topology), ())
     no_memory = len(problems)
-    base = choose(request.memory_base, lambda: allocate.choose_memory(system, size, name), 0)
-    left_out = ("cpu-none" if not cpus else "", "memory-" if len(problems) > no_memory else "")
+    base = choose(request.memory_base, lambda: allocate.choose_memory(system, size, name, wishes, cpus), 0)
+    left_out = ["cpu-none" if not cpus else "", "memory-" if len(problems) > no_memory else ""]
     number = choose(request.id, lambda: allocate.choose_id(system, name), 0)
-    instance = Instance(name, number or None, cpus, base, size, request.devices)
+    instance = Instance(
+        name,
+        number or None,
+        cpus,
+        base,
+        size,
+        request.devices,
+        request.numa_nodes,
+        request.cpu_affinity,
+        request.memory_policy,
+    )
+    if request.cpus is None:
+        # Nothing better is free, as far as cores allow it; where that is not local, it is worth saying.
+        left_out += ["cpu-not-compact", "cpu-not-spread"]
+    others = {found.name for found in system.instances} - {name}
     for problem in validate(System(system.resources, (*system.instances, instance))):
-        if not any(code and problem.code.startswith(code) for code in left_out):
+        of_others = problem.severity == "WARNING" and problem.subject in others
+        if not of_others and not any(code and problem.code.startswith(code) for code in left_out):
             problems.append(problem)
-    return instance, problems
+    return instance, problems + allocate.shared_cores(system, instance, topology)
+
+
+def _unknown_topology(request: Request, topology: Topology) -> list[Problem]:
+    """Say that cores are not known, where that matters: for another machine's baseline only when it is
+    asked for, as nobody expects to find that one's cores here."""
+    if topology.unknown is None or (topology.foreign and request.cpu_affinity is None):
+        return []
+    return [
+        Problem(
+            "topology-unknown",
+            "SMT siblings are not known: each CPU counts as a core of its own",
+            subject=request.name,
+            explanation=(topology.unknown[0].upper() + topology.unknown[1:],),
+            suggestion="Choose the CPUs by yourself where cores matter: --cpus=LIST",
+            severity="WARNING",
+        )
+    ]
 
 
 def exists(existing: Instance, *, by_interrupted: bool) -> ZernelError:
@@ -107,6 +158,15 @@ def require_equal(existing: Instance, request: Request) -> None:
         has = ", ".join(map(str, existing.devices)) or "none"
         asked = ", ".join(map(str, request.devices)) or "none"
         differences.append(f"Devices: has {has}, asked {asked}")
+    if request.numa_nodes and set(request.numa_nodes) != set(existing.numa_nodes):
+        has, asked = format_cpus(existing.numa_nodes), format_cpus(request.numa_nodes)
+        differences.append(f"NUMA nodes: has {has}, asked {asked}")
+    for what, asked_word, has_word in (
+        ("CPU affinity", request.cpu_affinity, existing.cpu_affinity),
+        ("Memory policy", request.memory_policy, existing.memory_policy),
+    ):
+        if asked_word is not None and asked_word != has_word:
+            differences.append(f"{what}: has {has_word or 'none'}, asked {asked_word}")
     if request.id is not None and request.id != existing.id:
         differences.append(f"Id: has {existing.id}, asked {request.id}")
     if differences:
@@ -172,6 +232,9 @@ def update(system: System, existing: Instance, wish: Update) -> tuple[Instance, 
     others = tuple(final if one.name == existing.name else one for one in system.instances)
     problems += validate(System(system.resources, others))
     problems += check_in_place(existing, after, system.resources)
+    if not set(after.cpus) <= has:
+        rest = system.but(instances=tuple(one for one in system.instances if one.name != existing.name))
+        problems += allocate.shared_cores(rest, after, read_topology(system.resources))
     return after, problems
 
 
@@ -183,11 +246,26 @@ def resized(system: System, existing: Instance, count: int) -> tuple[int, ...]:
     has = tuple(sorted(existing.cpus))
     if count <= len(has):
         return has[:count]
+    wanted = count - len(has)
+    if existing.numa_nodes or existing.cpu_affinity is not None:
+        return tuple(sorted((*has, *_more_cpus(system, existing, wanted))))
     free = free_cpus(system.resources, system.instances)
-    following = tuple(range(has[-1] + 1, has[-1] + 1 + count - len(has))) if has else ()
+    following = tuple(range(has[-1] + 1, has[-1] + 1 + wanted)) if has else ()
     if not set(following) <= set(free) or not following:
-        following = allocate.choose_cpus(system, count - len(has), existing.name)
+        following = allocate.choose_cpus(system, wanted, existing.name)
     return tuple(sorted((*has, *following)))
+
+
+def _more_cpus(system: System, existing: Instance, count: int) -> tuple[int, ...]:
+    """Return free CPUs as the instance's wishes want them; on the nodes where it is, if these have enough."""
+    topology = read_topology(system.resources)
+    near = existing.numa_nodes if existing.cpu_affinity == "spread" else memory_nodes(system, existing)
+    wishes = allocate.Wishes(near, existing.cpu_affinity, None, existing.devices)
+    try:
+        return allocate.choose_cpus(system, count, existing.name, wishes, topology)
+    except ZernelError:
+        wishes = wishes.but(numa_nodes=existing.numa_nodes)
+        return allocate.choose_cpus(system, count, existing.name, wishes, topology)
 
 
 def check_growth(system: System, existing: Instance, after: Instance) -> list[Problem]:

@@ -19,6 +19,8 @@ from zernel.multikernel.ordering import order
 from zernel.multikernel.overlay import V1
 from zernel.multikernel.transactions import apply, change
 from zernel.record import Record
+from zernel.topology import locate_devices
+from zernel.topology import read as read_topology
 
 _PROPERTIES = {
     "": "",
@@ -29,6 +31,9 @@ _PROPERTIES = {
     "memory_base": "memory-base",
     "devices": "devices",
     "id": "id",
+    "numa_nodes": "numa-nodes",
+    "cpu_affinity": "cpu-affinity",
+    "memory_policy": "memory-policy",
 }
 """The keys of a declaration, and what the rules for instances call them."""
 
@@ -94,7 +99,9 @@ class _Target:
     """Finds the final state: what is given first, then what is left open, so that neither is in the way."""
 
     def __init__(self, system: System, declarations: list[Declaration]) -> None:
-        self.resources = system.resources
+        self.topology = read_topology(system.resources)
+        foreign = self.topology.foreign
+        self.resources = system.resources if foreign else locate_devices(system.resources)
         self.there = {one.name: one for one in system.instances}
         self.working = dict(self.there)
         self.declarations = declarations
@@ -131,7 +138,15 @@ class _Target:
         if here is None:
             size = 0 if one.memory_base is None else one.memory_bytes
             self.working[one.name] = Instance(
-                one.name, one.id, one.cpus or (), one.memory_base or 0, size, one.devices
+                one.name,
+                one.id,
+                one.cpus or (),
+                one.memory_base or 0,
+                size,
+                one.devices,
+                one.numa_nodes,
+                one.cpu_affinity,
+                one.memory_policy,
             )
             return
         cpus = here.cpus if one.cpus is None else one.cpus
@@ -143,6 +158,9 @@ class _Target:
             memory_base=here.memory_base if one.memory_base is None else one.memory_base,
             devices=one.devices,
             id=here.id if one.id is None else one.id,
+            numa_nodes=one.numa_nodes or here.numa_nodes,
+            cpu_affinity=one.cpu_affinity or here.cpu_affinity,
+            memory_policy=one.memory_policy or here.memory_policy,
         )
 
     def grow(self, one: Declaration) -> None:
@@ -159,15 +177,17 @@ class _Target:
 
     def choose(self, one: Declaration) -> None:
         target = self.working[one.name]
+        wishes = allocate.Wishes(one.numa_nodes, one.cpu_affinity, one.memory_policy, one.devices)
         if one.cpu_count is not None:
             try:
-                target = target.but(cpus=allocate.choose_cpus(self.system, one.cpu_count, one.name))
+                cpus = allocate.choose_cpus(self.system, one.cpu_count, one.name, wishes, self.topology)
+                target = target.but(cpus=cpus)
             except ZernelError as error:
                 self.add(one, error.problems)
                 self.open.add((one.name, "cpu-none"))
         if one.memory_base is None:
             try:
-                base = allocate.choose_memory(self.system, one.memory_bytes, one.name)
+                base = allocate.choose_memory(self.system, one.memory_bytes, one.name, wishes, target.cpus)
                 target = target.but(memory_base=base, memory_bytes=one.memory_bytes)
             except ZernelError as error:
                 self.add(one, error.problems)

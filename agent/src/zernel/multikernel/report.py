@@ -66,6 +66,8 @@ def inventory_details(resources: Resources) -> list[str]:
             parts.append(f"VFs {format_cpus(device.available_vfs)} of {device.sriov_vfs}")
         if device.namespaces is not None:
             parts.append(f"namespaces {format_cpus(device.available_ns)} of {device.namespaces}")
+        if device.numa_node is not None:
+            parts.append(f"NUMA node {device.numa_node}")
         lines.append(f"    {device.name}: {', '.join(part for part in parts if part)}")
     for node in resources.numa_nodes:
         size = f"{format_size(node.memory_size)} at {node.memory_base:#x}"
@@ -90,7 +92,17 @@ def instance_lines(instance: Instance, status: str | None) -> list[str]:
     lines.append(f"  Memory: {format_size(instance.memory_bytes)} at {instance.memory_base:#x}")
     if instance.devices:
         lines.append(f"  Devices: {', '.join(map(str, instance.devices))}")
-    return lines
+    return lines + wish_lines(instance)
+
+
+def wish_lines(instance: Instance) -> list[str]:
+    """Return the NUMA nodes and policies that an instance was given by, as text."""
+    wishes = (
+        ("NUMA nodes", format_cpus(instance.numa_nodes) if instance.numa_nodes else None),
+        ("CPU affinity", instance.cpu_affinity),
+        ("Memory policy", instance.memory_policy),
+    )
+    return [f"  {what}: {wish}" for what, wish in wishes if wish is not None]
 
 
 # -- data ---------------------------------------------------------------------------------------------------
@@ -152,6 +164,7 @@ def _device_data(device: Device) -> dict[str, Any]:
         "namespaces": device.namespaces,
         "host_reserved_ns": list(device.host_reserved_ns),
         "available_ns": list(device.available_ns),
+        "numa_node": device.numa_node,
     }
 
 
@@ -165,4 +178,7 @@ def instance_data(instance: Instance, status: str | None = None) -> dict[str, An
         "memory_base": instance.memory_base,
         "memory_bytes": instance.memory_bytes,
         "devices": [str(use) for use in instance.devices],
+        "numa_nodes": list(instance.numa_nodes),
+        "cpu_affinity": instance.cpu_affinity,
+        "memory_policy": instance.memory_policy,
     }

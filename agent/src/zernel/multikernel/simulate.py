@@ -44,6 +44,8 @@ FAULTS = {
 }
 _NOTICE = b"This file system is SIMULATED by 'zernel simulate multikernel'. No kernel is behind it.\n"
 _FIRST_TRANSACTION = 2
+_WISHES = ("numa-nodes", "cpu-affinity", "memory-policy")
+"""Kept and shown as they were written; who placed the instance has heeded them."""
 _MAX_KERNEL_ID = 2047
 
 
@@ -57,6 +59,7 @@ class SimulatedInstance:
     memory_base: int
     memory_bytes: int
     devices: tuple[str, ...]
+    wishes: tuple[Property, ...] = ()
     status: str = "ready"
 
     def blob(self) -> bytes:
@@ -71,6 +74,7 @@ class SimulatedInstance:
         )
         if self.devices:
             resources.properties.append(Property("device-names", (fdt.strings(*self.devices),)))
+        resources.properties += self.wishes
         properties = [
             Property("compatible", ("linux,multikernel-instance",)),
             Property("instance-name", (self.name,)),
@@ -320,6 +324,7 @@ class SimulatedMultikernel:
             _wide_one(resources, "memory-base"),
             _wide_one(resources, "memory-bytes"),
             names.texts() if names else (),
+            tuple(found for found in resources.properties if found.name in _WISHES),
         )
         self.check_free(instance, self.pool)
         self.instances[name] = instance

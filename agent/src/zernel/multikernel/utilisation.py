@@ -9,7 +9,7 @@ from zernel.devicetree.free import free_cpus, free_memory, free_parts
 from zernel.devicetree.model import DeviceUse, Instance, NumaNode, System
 from zernel.devicetree.units import format_cpus, format_size
 from zernel.errors import Problem
-from zernel.multikernel.report import percent
+from zernel.multikernel.report import percent, wish_lines
 
 _TITLE = "Multikernel Resource Utilization Report"
 
@@ -58,6 +58,8 @@ def data(system: System, statuses: dict[str, str]) -> dict[str, Any]:
                 "numa_nodes": [
                     node.node_id for node in resources.numa_nodes if set(node.cpus) & set(one.cpus)
                 ],
+                "cpu_affinity": one.cpu_affinity,
+                "memory_policy": one.memory_policy,
             }
             for one in instances
         },
@@ -150,6 +152,7 @@ def lines(system: System, statuses: dict[str, str]) -> list[str]:
             f"  CPUs: {_cpu_share(one.cpus, cpus['total'])}",
             f"  Memory: {_share(one.memory_bytes, memory['total_bytes'])} at {one.memory_base:#x}",
             *([f"  Devices: {', '.join(map(str, one.devices))}"] if one.devices else []),
+            *wish_lines(one),
         ]
     return told if instances else [*told, "No instances"]
 
