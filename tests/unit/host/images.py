@@ -38,8 +38,18 @@ def btf(*, malformed: bool) -> bytes:
     return header + body + strings
 
 
-def elf(sections: dict[str, bytes]) -> bytes:
-    """A 64-bit ELF file with nothing but sections."""
+def elf(
+    sections: dict[str, bytes],
+    *segments: tuple[int, int, int, int, int],
+    kind: int = 2,
+    machine: int = 62,
+) -> bytes:
+    """A 64-bit ELF file (by default ET_EXEC for x86-64). A segment is p_type, p_offset, p_paddr, p_filesz,
+    p_memsz."""
+    table = b"".join(
+        struct.pack("<IIQQQQQQ", p, 5, at, 0, to, size, memory, 1) for p, at, to, size, memory in segments
+    )
+    begin = 64 + len(table)
     names = b"\0"
     headers = [bytes(64)]
     body = b""
@@ -47,13 +57,24 @@ def elf(sections: dict[str, bytes]) -> bytes:
         offset = len(names)
         names += name.encode() + b"\0"
         data = names if name == ".shstrtab" else data
-        headers.append(struct.pack("<IIQQQQIIQQ", offset, 1, 0, 0, 64 + len(body), len(data), 0, 0, 1, 0))
+        headers.append(struct.pack("<IIQQQQIIQQ", offset, 1, 0, 0, begin + len(body), len(data), 0, 0, 1, 0))
         body += data
     start = b"\x7fELF\x02\x01\x01" + bytes(9)
     start += struct.pack(
-        "<HHIQQQIHHHHHH", 2, 62, 1, 0, 0, 64 + len(body), 0, 64, 0, 0, 64, len(headers), len(headers) - 1
+        "<HHIQQQIHHHHHH",
+        *(kind, machine, 1, 0x1000000, 64, begin + len(body), 0, 64, 56, len(segments)),
+        *(64, len(headers), len(headers) - 1),
     )
-    return start + body + b"".join(headers)
+    return start + table + body + b"".join(headers)
+
+
+def kernel(memory: int = 1 << 20, **changes: int) -> bytes:
+    """An ELF kernel of two segments that takes ``memory`` bytes; a page of each is in the file."""
+    code = bytes(range(256)) * 32
+    page = 0x1000
+    at = 64 + 2 * 56
+    segments = [(1, at, 0x1000000, page, page), (1, at + page, 0x1001000, page, memory - page)]
+    return elf({".text": code[:page], ".init.text": code[page:]}, *segments, **changes)
 
 
 def bzimage(payload: bytes) -> bytes:

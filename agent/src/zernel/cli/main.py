@@ -28,6 +28,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "delete": ("zernel.cli.delete", "delete a kernel instance"),
     "rollback": ("zernel.cli.rollback", "undo the last change of the instances, or a named one"),
     "apply": ("zernel.cli.apply", "make the instances what /etc/zernel/instances.d declares"),
+    "load": ("zernel.cli.load", "load a kernel into an instance"),
+    "exec": ("zernel.cli.exec", "boot the kernel that is loaded into an instance"),
+    "kill": ("zernel.cli.kill", "stop the kernel that runs in an instance"),
+    "unload": ("zernel.cli.unload", "take the kernel out of an instance"),
     "show": ("zernel.cli.show", "show the baseline and the kernel instances"),
     "simulate": ("zernel.cli.simulate", "mount a simulated multikernel file system (for tests and demos)"),
 }

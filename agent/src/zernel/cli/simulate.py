@@ -31,7 +31,8 @@ def register(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         choices=list(simulate.FAULTS),
-        help="let the next overlay meet a fault; each further --fault is for the overlay after it",
+        help="let the next overlay, load, unload, boot or halt meet a fault; each further --fault is for the"
+        " one after it",
     )
     add_format_option(parser)
 

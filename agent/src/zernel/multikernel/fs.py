@@ -93,6 +93,13 @@ class MultikernelFs(Record):
             )
         return int(number), self._text(directory / "status"), self._read(directory / "device_tree")
 
+    def status(self, name: str) -> str | None:
+        """Return an instance's status (ready, loaded, active), or None when there is no such instance."""
+        try:
+            return self._text(self.root / "instances" / name / "status")
+        except FileNotFoundError:
+            return None
+
     # -- writing --------------------------------------------------------------------------------------------
 
     def write_baseline(self, blob: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from zernel.record import Record
@@ -29,14 +30,31 @@ def mount_at(path: Path) -> Mount | None:
     """
     wanted = str(resolved(path))
     found = None
-    with Path("/proc/self/mountinfo").open(encoding="utf-8", errors="surrogateescape") as lines:
+    for _, mount in _mounts("self"):
+        if mount.path == wanted:
+            found = mount
+    return found
+
+
+def mount_of(descriptor: int, process: int | str = "self") -> Mount | None:
+    """Return the mount that an open descriptor of ``process`` is on, or None where it is mounted no more.
+
+    What was opened cannot be replaced by another mount behind the caller's back, as a path can. The number
+    of the mount stands in /proc/PID/fdinfo (proc_pid_fdinfo(5)).
+    """
+    lines = Path(f"/proc/{process}/fdinfo/{descriptor}").read_text(encoding="ascii").splitlines()
+    wanted = next((line.split()[1] for line in lines if line.startswith("mnt_id:")), None)
+    return next((mount for number, mount in _mounts(process) if number == wanted), None)
+
+
+def _mounts(process: int | str) -> Iterator[tuple[str, Mount]]:
+    """Yield the mounts that a process sees, each with its number."""
+    with Path(f"/proc/{process}/mountinfo").open(encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             fields, _, rest = line.rstrip("\n").partition(" - ")
-            where = _unescaped(fields.split(" ")[4])
-            if where == wanted:
-                fstype, source = rest.split(" ")[:2]
-                found = Mount(where, fstype, _unescaped(source))
-    return found
+            number, _, _, _, where = fields.split(" ")[:5]
+            fstype, source = rest.split(" ")[:2]
+            yield number, Mount(_unescaped(where), fstype, _unescaped(source))
 
 
 def resolved(path: Path) -> Path:
@@ -86,9 +104,13 @@ def unmount(path: Path, flags: int = 0) -> None:
     _check(_libc().umount2(os.fsencode(path), flags), path)
 
 
-def filesystem_magic(path: Path) -> int:
-    """Return ``f_type`` of statfs(2), which Python's os.statvfs leaves out."""
+def filesystem_magic(place: Path | int) -> int:
+    """Return ``f_type`` of statfs(2), or of fstatfs(2) for a descriptor; Python's os.statvfs leaves it
+    out."""
     # struct statfs of 64-bit Linux is 120 bytes and begins with f_type as a long.
     buffer = (ctypes.c_long * 16)()
-    _check(_libc().statfs(os.fsencode(path), buffer), path)
+    if isinstance(place, int):
+        _check(_libc().fstatfs(place, buffer), Path(f"descriptor {place}"))
+    else:
+        _check(_libc().statfs(os.fsencode(place), buffer), place)
     return int(buffer[0])

@@ -340,7 +340,10 @@ def busy(name: str, status: str) -> Problem:
         f"The instance is {status}",
         subject=name,
         explanation=("The kernel deletes an instance only when no kernel is loaded into it",),
-        suggestion="Stop and unload its kernel first",
+        current_state=status,
+        suggestion=f"Unload its kernel first: zernel unload {name}"
+        if status == "loaded"
+        else f"Stop and unload its kernel first: zernel kill {name} && zernel unload {name}",
     )
 
 

@@ -24,14 +24,18 @@ from zernel.devicetree.model import PAGE_BYTES
 from zernel.devicetree.tree import Node, Property, Tree, WrongType
 from zernel.devicetree.units import device_use, format_cpus
 from zernel.errors import ZernelError
+from zernel.multikernel import simulated_kexec
 from zernel.multikernel.fuse import MAX_WRITE
+from zernel.multikernel.kexec import CONTROL
 from zernel.multikernel.overlay import OVERLAY_COMPATIBLE
 from zernel.multikernel.simulate_updates import ORDER, UPDATES, Refused, changed
 
 SOURCE = "zernel-simulated"
 """The mount's source; its type is ``fuse.zernel-simulated``. Nobody can take it for a kernel's."""
+KERNELS = "SIMULATED.kernels"
+"""The file that shows what was loaded into the instances, as JSON; a kernel's file system has none."""
 
-FAULTS = {
+OVERLAY_FAULTS = {
     "none": "the next overlay meets no fault",
     "failed": "the next overlay is not applied and its transaction says failed",
     "midway": "of the next overlay only the first operation is applied; its transaction says failed",
@@ -42,6 +46,7 @@ FAULTS = {
     "lost": "the next overlay's write succeeds and has no effect: no transaction appears",
     "slow": "the next overlay's write takes a second",
 }
+FAULTS = OVERLAY_FAULTS | simulated_kexec.FAULTS
 _NOTICE = b"This file system is SIMULATED by 'zernel simulate multikernel'. No kernel is behind it.\n"
 _FIRST_TRANSACTION = 2
 _WISHES = ("numa-nodes", "cpu-affinity", "memory-policy")
@@ -114,6 +119,10 @@ class SimulatedMultikernel:
     instances: dict[str, SimulatedInstance] = field(default_factory=dict)
     transactions: dict[int, SimulatedTransaction] = field(default_factory=dict)
     writes: dict[int, bytearray] = field(default_factory=dict)
+    kexec: simulated_kexec.SimulatedKexec = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.kexec = simulated_kexec.SimulatedKexec(self.faults, self.instances)
 
     # -- what the file system server asks -------------------------------------------------------------------
 
@@ -122,7 +131,7 @@ class SimulatedMultikernel:
         found = self.node(path)
         if isinstance(found, list):
             return stat.S_IFDIR | 0o755, 0
-        mode = {"/device_tree": 0o644, "/overlays/new": 0o200}.get(str(path), 0o444)
+        mode = {"/device_tree": 0o644, "/overlays/new": 0o200, f"/{CONTROL}": 0o200}.get(str(path), 0o444)
         return stat.S_IFREG | mode, len(found)
 
     def entries(self, path: PurePosixPath) -> list[str]:
@@ -143,9 +152,13 @@ class SimulatedMultikernel:
         """Return a directory's names or a file's content."""
         match path.parts[1:]:
             case ():
-                return ["SIMULATED", "device_tree", "instances", "overlays"]
+                return ["SIMULATED", CONTROL, KERNELS, "device_tree", "instances", "overlays"]
             case ("SIMULATED",):
                 return _NOTICE
+            case (name,) if name == CONTROL:
+                return b""
+            case (name,) if name == KERNELS:
+                return self.kexec.report()
             case ("device_tree",):
                 return self.baseline
             case ("overlays",):
@@ -192,6 +205,9 @@ class SimulatedMultikernel:
         The blob's own header says how long it is; the pieces before the last one are only kept.
         """
         name = str(path)
+        if name == f"/{CONTROL}":
+            self.kexec.take(data)  # a call is far smaller than one piece
+            return len(data)
         if name not in ("/device_tree", "/overlays/new"):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
         buffer = self.writes.setdefault(handle, bytearray())
@@ -216,7 +232,7 @@ class SimulatedMultikernel:
         if len(buffer) < total:
             return len(data)
         blob = bytes(self.writes.pop(handle))
-        fault = self.faults.pop(0) if self.faults and name == "/overlays/new" else None
+        fault = self.overlay_fault() if name == "/overlays/new" else None
         if fault in ("einval", "enospc"):
             number = errno.EINVAL if fault == "einval" else errno.ENOSPC
             raise OSError(number, os.strerror(number))
@@ -229,6 +245,13 @@ class SimulatedMultikernel:
         elif fault != "lost":
             self.apply(blob, fault)
         return len(data)
+
+    def overlay_fault(self) -> str | None:
+        """Take the next fault for an overlay from the queue; those for the system calls stay in it."""
+        found = next((fault for fault in self.faults if fault in OVERLAY_FAULTS), None)
+        if found is not None:
+            self.faults.remove(found)
+        return found
 
     # -- what the kernel does -------------------------------------------------------------------------------
 

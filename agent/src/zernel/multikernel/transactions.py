@@ -17,6 +17,7 @@ from contextlib import contextmanager, nullcontext
 from zernel.devicetree.model import Instance
 from zernel.errors import Problem, ZernelError, fail
 from zernel.multikernel import state
+from zernel.multikernel.call_journal import CallJournal
 from zernel.multikernel.changes import Step, same, within
 from zernel.multikernel.fs import MultikernelFs, Transaction, labelled
 from zernel.multikernel.journal import Entry, Journal
@@ -51,6 +52,8 @@ def change(fs: MultikernelFs, wire: V1, dry_run: bool) -> Iterator[tuple[Journal
             )
         with journal.lock() if journal else nullcontext():
             settled = settle(fs, wire, journal) if journal else Settled()
+            if journal:
+                settled = settled.but(notes=settled.notes + CallJournal(journal).settle(fs))
             try:
                 yield journal, settled
             except ZernelError as error:

@@ -1,0 +1,584 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``zernel load``, ``exec``, ``kill`` and ``unload`` against the simulation, which serves their calls."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+from host import images
+from host.test_kernel_image import COMPRESSIONS, NAMES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zernel.multikernel.kexec import (
+    BOOT,
+    CONTROL,
+    HALT,
+    MAGIC1,
+    MAGIC2,
+    KernelCalls,
+    SimulatedPort,
+    numbers_of,
+)
+from zernel.multikernel.overlay import V1
+from zernel.multikernel.simulate import SimulatedMultikernel
+
+from .conftest import ZERNEL, Host, wait_until
+from .test_transactions import Killed, faulty, killed, pending, write_overlay
+
+__all__ = ["faulty", "killed"]  # fixtures
+
+STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "ready": (),
+    "loaded": (("load",),),
+    "active": (("load",), ("exec",)),
+}
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Path:
+    path = tmp_path / "vmlinuz"
+    path.write_bytes(images.bzimage(COMPRESSIONS[0](images.kernel())))
+    return path
+
+
+@pytest.fixture
+def web(host: Host, kernel: Path) -> Host:
+    """A host with an instance called web, ready."""
+    host.ok("create", "web", "--cpus=4-7", "--memory=2GB")
+    return host
+
+
+def status(host: Host, name: str = "web") -> str:
+    return (host.root / "instances" / name / "status").read_text().strip()
+
+
+def loaded(host: Host) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((host.root / "SIMULATED.kernels").read_text())
+    return found
+
+
+def words(verb: str, kernel: Path, *more: str) -> tuple[str, ...]:
+    return (verb, "web", *([f"--kernel={kernel}"] if verb == "load" else []), *more)
+
+
+def bring(host: Host, kernel: Path, state: str) -> None:
+    for (verb,) in STEPS[state]:
+        host.ok(*words(verb, kernel))
+    assert status(host) == state
+
+
+def calls(host: Host) -> KernelCalls:
+    return KernelCalls(SimulatedPort(host.root))
+
+
+def test_a_whole_life(web: Host, kernel: Path, tmp_path: Path) -> None:
+    initrd = tmp_path / "initrd.img"
+    initrd.write_bytes(b"x" * 1000)
+    options = (f"--kernel={kernel}", f"--initrd={initrd}", "--cmdline=root=/dev/sda1 ro")
+    shown = web.ok("load", "web", *options)
+    assert f"✓ Instance web loaded with {kernel}" in shown
+    assert "Kernel: out of a bzImage (gzip), 1MB in memory" in shown
+    assert "Command line: root=/dev/sda1 ro" in shown
+    assert "SIMULATED" in shown
+    size = len(images.kernel())
+    assert loaded(web) == {
+        "web": {"kernel_bytes": size, "initrd_bytes": 1000, "cmdline": "root=/dev/sda1 ro"}
+    }
+    for verb, done, after in (("exec", "booted", "active"), ("kill", "stopped", "loaded")):
+        assert f"✓ Instance web {done}\n" in web.ok(verb, "web")
+        assert status(web) == after
+        assert f"Instance web ({after})" in web.ok("show")
+        assert web.instances()["web"]["status"] == after
+    assert "✓ Instance web unloaded\n" in web.ok("unload", "web")
+    assert status(web) == "ready"
+    assert loaded(web) == {}
+    web.ok("delete", "web")
+
+
+def test_the_forms_of_the_document(web: Host, kernel: Path, tmp_path: Path) -> None:
+    initrd = tmp_path / "initrd.img"
+    initrd.write_bytes(b"x")
+    web.ok("load", "-k", str(kernel), "-i", str(initrd), "-c", "console=ttyS0", "--id=1", "--verbose")
+    assert loaded(web)["web"]["cmdline"] == "console=ttyS0"
+    for line in (
+        ["exec", "--verbose", "web"],
+        ["kill", "--force", "web"],
+        ["exec", "--id", "1"],
+        ["kill", "-f", "--id=1"],
+        ["unload", "--format", "text", "web"],
+        ["load", "--kernel", str(kernel), "web", "--cmdline", "quiet"],
+    ):
+        web.ok(*line)
+    assert (loaded(web)["web"]["cmdline"], loaded(web)["web"]["initrd_bytes"]) == ("quiet", None)
+
+
+def test_the_data_of_each_step(web: Host, kernel: Path) -> None:
+    done = web.json(*words("load", kernel, "--cmdline=ro"))
+    assert done["kernel"] == {
+        "path": str(kernel),
+        "compression": "gzip",
+        "elf_bytes": len(images.kernel()),
+        "memory_bytes": 1 << 20,
+        "entry": 0x1000000,
+    }
+    assert (done["initrd"], done["cmdline"]) == (None, "ro")
+    assert (done["before"]["status"], done["after"]["status"]) == ("ready", "loaded")
+    assert done["instance"] == web.instances()["web"]
+    common = {"status", "changed", "dry_run", "simulated", "before", "after", "instance", "notes"}
+    assert set(done) == common | {"kernel", "initrd", "cmdline"}
+    seen = [(done["status"], done["changed"], done["simulated"])]
+    for verb in ("exec", "kill", "unload"):
+        done = web.json(verb, "web")
+        assert set(done) == common
+        seen.append((done["status"], done["changed"], done["simulated"]))
+    assert [text for text, *_ in seen] == ["loaded", "active", "stopped", "unloaded"]
+    assert all(rest == [True, True] for _, *rest in seen)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["load", "web"],
+        ["load", "--kernel=x"],
+        ["exec"],
+        ["kill", "web", "--id=1"],
+        ["kill", "--id=0"],
+        ["kill", "--id=2048"],
+        ["unload", "--id=-1"],
+        ["unload", "--id=²"],
+        ["exec", "web", "db"],
+        ["exec", "web", "--force"],
+    ],
+)
+def test_wrong_usage_is_status_2(bare: Host, line: list[str]) -> None:
+    assert bare.run(*line).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("state", "verb", "headline", "suggestion"),
+    [
+        ("loaded", "load", "A kernel is loaded already", "Unload it first: zernel unload web"),
+        ("active", "load", "A kernel is running", "unload it first: zernel kill web && zernel unload web"),
+        ("ready", "unload", "No kernel is loaded", "Load one: zernel load web --kernel=FILE"),
+        ("active", "unload", "The kernel is running", "Stop it first: zernel kill web"),
+        ("ready", "exec", "No kernel is loaded", "Load one first: zernel load web --kernel=FILE"),
+        ("active", "exec", "The kernel is running already", "Stop it first: zernel kill web"),
+        ("ready", "kill", "The instance is not running", "Load a kernel: zernel load web --kernel=FILE"),
+        ("loaded", "kill", "The instance is not running", "zernel unload web, zernel exec web"),
+        ("loaded", "delete", "The instance is loaded", "kernel first: zernel unload web"),
+        ("active", "delete", "The instance is active", "first: zernel kill web && zernel unload web"),
+    ],
+)
+def test_a_step_out_of_order_names_the_commands_to_run(
+    web: Host, kernel: Path, state: str, verb: str, headline: str, suggestion: str
+) -> None:
+    bring(web, kernel, state)
+    shown = web.refused(*words(verb, kernel))
+    assert shown.startswith(f"ERROR: web: {headline}\n")
+    assert f"Current state: {state}\n" in shown
+    assert suggestion in shown
+    assert "SIMULATED" in shown
+    assert web.run(*words(verb, kernel, "--dry-run")).stderr == shown
+    assert status(web) == state
+
+
+@pytest.mark.parametrize(
+    ("state", "verb"),
+    [
+        ("loaded", "load"),
+        ("active", "load"),
+        ("ready", "unload"),
+        ("active", "exec"),
+        ("ready", "kill"),
+        ("loaded", "kill"),
+    ],
+)
+def test_ensure_accepts_what_is_so_already(web: Host, kernel: Path, state: str, verb: str) -> None:
+    bring(web, kernel, state)
+    assert f"✓ Instance web is {state} already: nothing to change" in web.ok(*words(verb, kernel, "--ensure"))
+    done = web.json(*words(verb, kernel, "--ensure"))
+    assert (done["changed"], done["status"]) == (False, "unchanged")
+    assert done["before"] == done["after"]
+    assert status(web) == state
+
+
+def test_ensure_still_does_what_is_to_be_done(web: Host, kernel: Path) -> None:
+    for verb, after in (("load", "loaded"), ("exec", "active"), ("kill", "loaded"), ("unload", "ready")):
+        assert web.json(*words(verb, kernel, "--ensure"))["changed"]
+        assert status(web) == after
+    assert "No kernel is loaded" in web.refused("exec", "web", "--ensure")
+
+
+def test_a_dry_run_gives_the_text_of_the_real_run_and_does_nothing(web: Host, kernel: Path) -> None:
+    participles = {"load": "loaded", "exec": "booted", "kill": "stopped", "unload": "unloaded"}
+    for verb, done in participles.items():
+        before = status(web)
+        planned = web.ok(*words(verb, kernel, "--dry-run"))
+        data = web.json(*words(verb, kernel, "--dry-run"))
+        assert (data["status"], data["changed"], data["dry_run"]) == ("planned", True, True)
+        assert status(web) == before
+        assert not pending(web)
+        real = web.ok(*words(verb, kernel))
+        assert planned.replace(" (dry run: nothing was done)", "").replace(f"can be {done}", done) == real
+
+
+def test_a_forced_halt_may_be_repeated(web: Host, kernel: Path) -> None:
+    bring(web, kernel, "loaded")
+    done = web.json("kill", "web", "--force")
+    assert (done["changed"], done["after"]["status"]) == (True, "loaded")
+    assert not web.json("kill", "web", "--force", "--ensure")["changed"]
+    web.ok("unload", "web")
+    assert "not running" in web.refused("kill", "web", "--force")
+
+
+@pytest.mark.parametrize("verb", ["load", "exec", "kill", "unload"])
+def test_an_instance_that_is_not_there(web: Host, kernel: Path, verb: str) -> None:
+    more = [f"--kernel={kernel}"] if verb == "load" else []
+    assert "Did you mean:\n    - web" in web.refused(verb, "wep", *more)
+    assert "There is no instance with id 7\n  Ids: 1 (web)\n" in web.refused(verb, "--id=7", *more)
+    for name in ("../../evil", "a/b", "", "x" * 300):
+        assert web.run(verb, name, *more).returncode == 1
+    # Unlike delete, nothing of the kind is "so already".
+    assert "no such instance" in web.refused(verb, "wep", *more, "--ensure")
+
+
+def test_everything_that_is_wrong_is_said_at_once(web: Host, kernel: Path, tmp_path: Path) -> None:
+    bring(web, kernel, "loaded")
+    done = web.run(
+        "load", "web", "--kernel=/bin/sh", f"--initrd={tmp_path}", f"--cmdline={'x' * 3000}", "--format=json"
+    )
+    codes = [error["code"] for error in json.loads(done.stdout)["errors"]]
+    assert codes == ["kernel-image", "initrd", "cmdline", "load-status"]
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "reason"),
+    [("a\nb", "control character"), ("\x01", "control character"), ("x" * 2048, "2048 bytes")],
+)
+def test_command_lines_that_are_not_possible(web: Host, kernel: Path, cmdline: str, reason: str) -> None:
+    assert reason in web.refused("load", "web", f"--kernel={kernel}", f"--cmdline={cmdline}")
+    assert status(web) == "ready"
+
+
+@pytest.mark.parametrize("cmdline", ["x" * 2047, "ä" * 1023, 'quote="a b" \\n %s'])
+def test_command_lines_reach_the_kernel_as_they_are(web: Host, kernel: Path, cmdline: str) -> None:
+    web.ok("load", "web", f"--kernel={kernel}", f"--cmdline={cmdline}")
+    assert loaded(web)["web"]["cmdline"] == cmdline
+
+
+def test_initrds_that_cannot_be_used(web: Host, kernel: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "empty").touch()
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate((4 << 30) + 1)
+    for name, reason in (
+        ("none", "No such file"),
+        ("fifo", "no regular file"),
+        ("empty", "It is empty"),
+        ("huge", "larger than 4 GiB"),
+    ):
+        shown = web.refused("load", "web", f"--kernel={kernel}", f"--initrd={tmp_path / name}")
+        assert f"ERROR: {tmp_path / name}: The initrd cannot be used\n  " in shown
+        assert reason in shown
+    assert status(web) == "ready"
+
+
+def test_a_kernel_that_does_not_fit_is_refused(host: Host, kernel: Path, tmp_path: Path) -> None:
+    host.ok("create", "web", "--cpus=4", "--memory=2MB")
+    initrd = tmp_path / "initrd.img"
+    with initrd.open("wb") as file:
+        file.truncate(1 << 20)
+    host.ok("load", "web", f"--kernel={kernel}", f"--initrd={initrd}")
+    host.ok("unload", "web")
+    with initrd.open("ab") as file:
+        file.truncate((1 << 20) + 1)
+    shown = host.refused("load", "web", f"--kernel={kernel}", f"--initrd={initrd}")
+    assert "The kernel does not fit into the instance's memory\n  Current state: 2MB at 0x80000000" in shown
+
+
+@pytest.mark.parametrize("compress", COMPRESSIONS, ids=NAMES)
+def test_a_bzimage_of_each_compression(web: Host, tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
+    image = tmp_path / "bzImage"
+    image.write_bytes(images.bzimage(compress(images.kernel())))
+    web.ok("load", "web", f"--kernel={image}")
+    assert loaded(web)["web"]["kernel_bytes"] == len(images.kernel())
+
+
+def test_a_kernel_that_is_an_elf_file_already(web: Host, tmp_path: Path) -> None:
+    image = tmp_path / "vmlinux"
+    image.write_bytes(images.kernel())
+    assert "an ELF file as it is" in web.ok("load", "web", f"--kernel={image}")
+
+
+def debian_kernel(made: Path) -> Path:
+    """Return a kernel of Debian's, as the guests of the other tests leave one behind, or else a made one."""
+    cache = Path.home() / ".cache/zernel"
+    found = [*Path("/boot").glob("vmlinuz-*"), *cache.glob("image-*/vmlinuz"), *cache.glob("*/bzImage")]
+    return next((path for path in sorted(found) if path.stat().st_size), made)
+
+
+def test_debians_kernel(web: Host, kernel: Path) -> None:
+    image = debian_kernel(kernel)
+    done = web.json("load", "web", f"--kernel={image}")
+    assert done["kernel"]["compression"]
+    assert done["kernel"]["elf_bytes"] == loaded(web)["web"]["kernel_bytes"]
+    web.ok("exec", "web")
+
+
+# -- a kernel that refuses, or does not do what it says -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("faulty", "state", "verb", "says", "suggestion"),
+    [
+        (["load-einval"], "ready", "load", "Invalid argument (EINVAL)", "Run it again"),
+        (["load-enomem"], "ready", "load", "(ENOMEM)", "it has 2GB, kernel and initrd take 1MB"),
+        (["load-lost"], "ready", "load", "The call succeeded, and after 5 seconds", "Run it again"),
+        (["unload-lost"], "loaded", "unload", "The call succeeded", "journalctl"),
+        (["boot-failed"], "loaded", "exec", "reboot(2) for id 1: Input/output error (EIO)", "Run it again"),
+        (["boot-lost"], "loaded", "exec", "The call succeeded", "zernel unload web"),
+        (["halt-ignored"], "active", "kill", "The call succeeded", "zernel kill web --force"),
+    ],
+    indirect=["faulty"],
+)
+def test_a_call_that_does_not_work(
+    faulty: Host, kernel: Path, state: str, verb: str, says: str, suggestion: str
+) -> None:
+    faulty.ok("create", "web", "--cpus=4-7", "--memory=2GB")
+    bring(faulty, kernel, state)
+    shown = faulty.refused(*words(verb, kernel))
+    assert shown.startswith("ERROR: web: The kernel did not ")
+    assert says in shown
+    assert f"Current state: {state}" in shown
+    assert suggestion in shown.partition("Suggestion: ")[2].splitlines()[0]
+    assert "SIMULATED" in shown
+    assert status(faulty) == state
+    assert not pending(faulty)
+    faulty.ok(*words(verb, kernel, *(["--force"] if verb == "kill" else [])))
+
+
+@pytest.mark.parametrize("faulty", [["boot-failed", "failed", "load-einval"]], indirect=True)
+def test_a_fault_waits_for_the_call_that_it_is_for(faulty: Host, kernel: Path) -> None:
+    create = ("create", "web", "--cpus=4-7", "--memory=2GB")
+    for line in (create, words("load", kernel), ("exec", "web")):
+        faulty.refused(*line)
+        faulty.ok(*line)
+
+
+def test_only_root_may(web: Host, kernel: Path) -> None:
+    script = "import os, sys; os.geteuid = lambda: 1000; from zernel.cli.main import main; sys.exit(main())"
+    for line, works in ((words("load", kernel), False), (words("load", kernel, "--dry-run"), True)):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *line], env=web.environment(), capture_output=True, text=True
+        )
+        assert (done.returncode == 0) == works
+        assert works or "Suggestion: Run the command as root" in done.stderr
+    assert status(web) == "ready"
+
+
+@pytest.mark.parametrize("verb", ["load", "exec", "unload"])
+def test_a_status_that_nobody_knows_is_left_alone_but_for_kill(web: Host, kernel: Path, verb: str) -> None:
+    script = (
+        "import sys; from zernel.cli.main import main; from zernel.multikernel import fs;"
+        "instance = fs.MultikernelFs.instance;"
+        "fs.MultikernelFs.instance ="
+        " lambda self, name: (instance(self, name)[0], 'failed', instance(self, name)[2]);"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+
+    def run(*line: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", script, *line]
+        return subprocess.run(command, env=web.environment(), capture_output=True, text=True)
+
+    shown = run(*words(verb, kernel)).stderr
+    assert "ERROR: web: The instance's status is 'failed'\n" in shown
+    assert "Suggestion: Stop it: zernel kill web --force" in shown
+    bring(web, kernel, "active")
+    assert run("kill", "web", "--force").returncode == 0
+    assert status(web) == "loaded"
+
+
+# -- killed, and at the same time ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("verb", "before", "after", "back"),
+    [
+        ("load", "ready", "loaded", lambda made: made.unload(1)),
+        ("exec", "loaded", "active", lambda made: made.halt(1, force=False)),
+        ("kill", "active", "loaded", lambda made: made.boot(1)),
+        ("unload", "loaded", "ready", None),
+    ],
+)
+def test_sigkill_at_every_moment(
+    web: Host,
+    kernel: Path,
+    killed: Killed,
+    verb: str,
+    before: str,
+    after: str,
+    back: Callable[[KernelCalls], None] | None,
+) -> None:
+    bring(web, kernel, before)
+    moment = happened = 0
+    ended = -signal.SIGKILL
+    while ended == -signal.SIGKILL:
+        ended, _ = killed(moment, *words(verb, kernel))
+        moment += 1
+        found = status(web)
+        assert found in (before, after)
+        happened += found == after
+        was_pending = pending(web)
+        # The next command says what became of it, and does what is left to do.
+        code, output = killed(-1, *words(verb, kernel, "--ensure", "--format=json"))
+        assert code == 0
+        data = json.loads(output)
+        assert data["changed"] == (found == before)
+        said = f"An earlier 'zernel {verb} web' was interrupted: the instance is {found}"
+        assert data["notes"] == ([said] if was_pending else [])
+        assert status(web) == after
+        assert not pending(web)
+        if back is not None:
+            back(calls(web))
+        else:
+            assert killed(-1, *words("load", kernel))[0] == 0
+        assert status(web) == before
+    assert ended == 0
+    # Enough moments for the loop to have met every step, and both outcomes among them.
+    assert moment > 15
+    assert 1 < happened < moment
+
+
+@pytest.mark.parametrize("faulty", [["load-slow"]], indirect=True)
+def test_sigkill_while_the_kernel_loads(faulty: Host, kernel: Path) -> None:
+    faulty.ok("create", "web", "--cpus=4-7", "--memory=2GB")
+    with subprocess.Popen([ZERNEL, *words("load", kernel)], env=faulty.environment()) as process:
+        wait_until(lambda: pending(faulty))
+        process.kill()
+    done = faulty.json(*words("load", kernel, "--ensure"))
+    assert "An earlier 'zernel load web' was interrupted: the instance is " in done["notes"][0]
+    assert status(faulty) == "loaded"
+
+
+def test_an_instance_deleted_meanwhile_is_gone(web: Host, kernel: Path, killed: Killed) -> None:
+    moments = iter(range(99))
+    while not pending(web):
+        assert killed(next(moments), *words("load", kernel))[0] == -signal.SIGKILL
+    assert status(web) == "ready"
+    write_overlay(web, V1().remove("web"))
+    shown = web.refused(*words("load", kernel))
+    assert "Note: An earlier 'zernel load web' was interrupted: the instance is gone" in shown
+
+
+def test_commands_at_the_same_time_load_one_kernel(web: Host, kernel: Path) -> None:
+    running = [
+        subprocess.Popen(
+            [ZERNEL, *words("load", kernel, f"--cmdline=n={number}")],
+            env=web.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(6)
+    ]
+    said = [process.communicate(timeout=60) for process in running]
+    winners = [number for number, process in enumerate(running) if process.returncode == 0]
+    assert len(winners) == 1
+    assert loaded(web)["web"]["cmdline"] == f"n={winners[0]}"
+    assert all(
+        "A kernel is loaded already" in errors
+        for number, (_, errors) in enumerate(said)
+        if number not in winners
+    )
+
+
+# -- the simulation itself ----------------------------------------------------------------------------------
+
+
+def number_of(call: Callable[[], object]) -> int | None:
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - the number is what is looked at
+        call()
+    return caught.value.errno
+
+
+@pytest.fixture
+def vmlinux(tmp_path: Path) -> Iterator[int]:
+    path = tmp_path / "vmlinux"
+    path.write_bytes(images.kernel())
+    descriptor = os.open(path, os.O_RDONLY)
+    yield descriptor
+    os.close(descriptor)
+
+
+def test_the_simulated_calls_answer_as_the_kernel_does(web: Host, vmlinux: int, tmp_path: Path) -> None:
+    made = calls(web)
+    assert number_of(lambda: made.load(2, vmlinux, None, b"")) == errno.ENOENT
+    assert number_of(lambda: made.boot(2)) == errno.ENOENT
+    assert number_of(lambda: made.boot(1)) == errno.EINVAL
+    assert number_of(lambda: made.unload(1)) == errno.EINVAL
+    assert number_of(lambda: made.halt(1, force=True)) == errno.EINVAL
+    assert number_of(lambda: made.load(1, 999, None, b"")) == errno.EBADF
+    assert number_of(lambda: made.load(1, vmlinux, 999, b"")) == errno.EBADF
+    assert number_of(lambda: made.load(1, vmlinux, None, b"a\0b")) == errno.EINVAL
+    assert number_of(lambda: made.load(1, vmlinux, None, b"x" * 2048)) == errno.EINVAL
+    with (tmp_path / "text").open("w+b") as text, (web.root / "SIMULATED").open("rb") as ours:
+        assert number_of(lambda: made.load(1, text.fileno(), None, b"")) == errno.ENOEXEC
+        assert number_of(lambda: made.load(1, ours.fileno(), None, b"")) == errno.EINVAL
+    assert status(web) == "ready"
+    made.load(1, vmlinux, None, b"")
+    assert number_of(lambda: made.load(1, vmlinux, None, b"")) == errno.EBUSY
+    write_overlay(web, V1().remove("web"))
+    assert status(web) == "loaded"
+    made.boot(1)
+    for call in (lambda: made.load(1, vmlinux, None, b""), lambda: made.boot(1), lambda: made.unload(1)):
+        assert number_of(call) == errno.EBUSY
+    write_overlay(web, V1().remove("web"))
+    assert status(web) == "active"
+
+
+def test_flags_of_another_kernel_are_refused(web: Host, vmlinux: int) -> None:
+    port = SimulatedPort(web.root)
+    load, reboot = calls(web).numbers.kexec_file_load, calls(web).numbers.reboot
+    for flags in (0, 4, 1 << 5 | 4, 0x10 | 1 << 5 | 2, 0x10 | 1 << 5 | 1 << 16):
+        assert number_of(lambda flags=flags: port.call(load, vmlinux, -1, 0, None, flags)) == errno.EINVAL  # type: ignore[misc]
+    assert number_of(lambda: port.call(load, vmlinux, -1, 0, None, 0x14)) == errno.ENOENT  # id 0, the host
+    for arguments in ((1, 0x28121969, 0x4D4B4C49), (0xFEE1DEAD, 1, 0x4D4B4C49), (0xFEE1DEAD, 0x28121969, 0)):
+        assert number_of(lambda a=arguments: port.call(reboot, *a, b"\1\0\0\0")) == errno.EINVAL  # type: ignore[misc]
+    assert number_of(lambda: port.call(1)) == errno.ENOSYS
+    assert status(web) == "ready"
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=10,
+)
+NUMBERS = numbers_of(os.uname().machine)
+requests = st.fixed_dictionaries(
+    {
+        "pid": st.just(os.getpid()) | anything,
+        "number": st.sampled_from([NUMBERS.kexec_file_load, NUMBERS.reboot]) | anything,
+        "arguments": st.lists(
+            st.sampled_from([0x30, 0x31, 0x34, MAGIC1, MAGIC2, BOOT, HALT, "\1\0\0\0"]) | anything, max_size=6
+        )
+        | anything,
+    }
+)
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=200) | (anything | requests).map(lambda value: json.dumps(value).encode()))
+def test_no_message_breaks_the_simulation(message: bytes) -> None:
+    # What is no call, or is for an instance that is not there, is answered with an error number.
+    assert number_of(lambda: SimulatedMultikernel().write(PurePosixPath("/", CONTROL), 1, 0, message))
