@@ -18,6 +18,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 from zernel import files
 from zernel.errors import ZernelError, fail
@@ -189,14 +190,10 @@ def _decompress(path: Path, data: bytes) -> Image:
     return Image(kernel, name)
 
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Protocol
-
-    class _Decompressor(Protocol):
-        @property
-        def eof(self) -> bool: ...
-        def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+class _Decompressor(Protocol):
+    @property
+    def eof(self) -> bool: ...
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
 
 
 def _inflate(decompressor: _Decompressor, data: bytes) -> tuple[bytes, bool]:

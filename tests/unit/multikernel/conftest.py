@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from host import images
 
 from zernel.multikernel.overlay import V1
 
@@ -175,3 +177,17 @@ def clear(host: Host) -> None:
     for name in names(host):
         write_overlay(host, V1().remove(name))
     assert not names(host)
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Path:
+    path = tmp_path / "vmlinuz"
+    path.write_bytes(images.bzimage(gzip.compress(images.kernel())))
+    return path
+
+
+@pytest.fixture
+def web(host: Host, kernel: Path) -> Host:
+    """A host with an instance called web, ready."""
+    host.ok("create", "web", "--cpus=4-7", "--memory=2GB")
+    return host

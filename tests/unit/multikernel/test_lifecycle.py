@@ -6,79 +6,20 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from host import images
 from host.test_kernel_image import COMPRESSIONS, NAMES
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from zernel.multikernel.kexec import (
-    BOOT,
-    CONTROL,
-    HALT,
-    MAGIC1,
-    MAGIC2,
-    KernelCalls,
-    SimulatedPort,
-    numbers_of,
-)
-from zernel.multikernel.overlay import V1
-from zernel.multikernel.simulate import SimulatedMultikernel
+from .conftest import Host
+from .lives import bring, loaded, pending, status, words
+from .test_transactions import faulty
 
-from .conftest import ZERNEL, Host, wait_until
-from .test_transactions import Killed, faulty, killed, pending, write_overlay
-
-__all__ = ["faulty", "killed"]  # fixtures
-
-STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "ready": (),
-    "loaded": (("load",),),
-    "active": (("load",), ("exec",)),
-}
-
-
-@pytest.fixture
-def kernel(tmp_path: Path) -> Path:
-    path = tmp_path / "vmlinuz"
-    path.write_bytes(images.bzimage(COMPRESSIONS[0](images.kernel())))
-    return path
-
-
-@pytest.fixture
-def web(host: Host, kernel: Path) -> Host:
-    """A host with an instance called web, ready."""
-    host.ok("create", "web", "--cpus=4-7", "--memory=2GB")
-    return host
-
-
-def status(host: Host, name: str = "web") -> str:
-    return (host.root / "instances" / name / "status").read_text().strip()
-
-
-def loaded(host: Host) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((host.root / "SIMULATED.kernels").read_text())
-    return found
-
-
-def words(verb: str, kernel: Path, *more: str) -> tuple[str, ...]:
-    return (verb, "web", *([f"--kernel={kernel}"] if verb == "load" else []), *more)
-
-
-def bring(host: Host, kernel: Path, state: str) -> None:
-    for (verb,) in STEPS[state]:
-        host.ok(*words(verb, kernel))
-    assert status(host) == state
-
-
-def calls(host: Host) -> KernelCalls:
-    return KernelCalls(SimulatedPort(host.root))
+__all__ = ["faulty"]  # a fixture
 
 
 def test_a_whole_life(web: Host, kernel: Path, tmp_path: Path) -> None:
@@ -344,7 +285,13 @@ def test_debians_kernel(web: Host, kernel: Path) -> None:
     [
         (["load-einval"], "ready", "load", "Invalid argument (EINVAL)", "Run it again"),
         (["load-enomem"], "ready", "load", "(ENOMEM)", "it has 2GB, kernel and initrd take 1MB"),
-        (["load-lost"], "ready", "load", "The call succeeded, and after 5 seconds", "Run it again"),
+        (
+            ["load-lost"],
+            "ready",
+            "load",
+            "The call succeeded, and the instance does not show it",
+            "Run it again",
+        ),
         (["unload-lost"], "loaded", "unload", "The call succeeded", "journalctl"),
         (["boot-failed"], "loaded", "exec", "reboot(2) for id 1: Input/output error (EIO)", "Run it again"),
         (["boot-lost"], "loaded", "exec", "The call succeeded", "zernel unload web"),
@@ -409,176 +356,50 @@ def test_a_status_that_nobody_knows_is_left_alone_but_for_kill(web: Host, kernel
     assert status(web) == "loaded"
 
 
-# -- killed, and at the same time ---------------------------------------------------------------------------
+def run_with(host: Host, patch: str, *line: str) -> subprocess.CompletedProcess[str]:
+    """Run ``zernel`` with another port for its calls."""
+    script = (
+        "import os, sys; from zernel.cli.main import main; from zernel.multikernel import kexec;"
+        f"{patch}; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, *line]
+    return subprocess.run(command, env=host.environment(), capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
-    ("verb", "before", "after", "back"),
+    ("number", "suggestion"),
     [
-        ("load", "ready", "loaded", lambda made: made.unload(1)),
-        ("exec", "loaded", "active", lambda made: made.halt(1, force=False)),
-        ("kill", "active", "loaded", lambda made: made.boot(1)),
-        ("unload", "loaded", "ready", None),
+        ("ENOENT", "Another program changes the instances"),
+        ("ESRCH", "Another program changes the instances"),
+        ("EBUSY", "Another program changes the instances"),
+        ("EPERM", "sysctl kernel.kexec_load_disabled must be 0, and lockdown must be off"),
+        ("EKEYREJECTED", "Turn off the check of signatures"),
+        ("ENOSYS", "Boot a kernel built with CONFIG_KEXEC_FILE"),
+        ("ENOEXEC", "Give a kernel for this host's architecture"),
     ],
 )
-def test_sigkill_at_every_moment(
-    web: Host,
-    kernel: Path,
-    killed: Killed,
-    verb: str,
-    before: str,
-    after: str,
-    back: Callable[[KernelCalls], None] | None,
-) -> None:
-    bring(web, kernel, before)
-    moment = happened = 0
-    ended = -signal.SIGKILL
-    while ended == -signal.SIGKILL:
-        ended, _ = killed(moment, *words(verb, kernel))
-        moment += 1
-        found = status(web)
-        assert found in (before, after)
-        happened += found == after
-        was_pending = pending(web)
-        # The next command says what became of it, and does what is left to do.
-        code, output = killed(-1, *words(verb, kernel, "--ensure", "--format=json"))
-        assert code == 0
-        data = json.loads(output)
-        assert data["changed"] == (found == before)
-        said = f"An earlier 'zernel {verb} web' was interrupted: the instance is {found}"
-        assert data["notes"] == ([said] if was_pending else [])
-        assert status(web) == after
-        assert not pending(web)
-        if back is not None:
-            back(calls(web))
-        else:
-            assert killed(-1, *words("load", kernel))[0] == 0
-        assert status(web) == before
-    assert ended == 0
-    # Enough moments for the loop to have met every step, and both outcomes among them.
-    assert moment > 15
-    assert 1 < happened < moment
-
-
-@pytest.mark.parametrize("faulty", [["load-slow"]], indirect=True)
-def test_sigkill_while_the_kernel_loads(faulty: Host, kernel: Path) -> None:
-    faulty.ok("create", "web", "--cpus=4-7", "--memory=2GB")
-    with subprocess.Popen([ZERNEL, *words("load", kernel)], env=faulty.environment()) as process:
-        wait_until(lambda: pending(faulty))
-        process.kill()
-    done = faulty.json(*words("load", kernel, "--ensure"))
-    assert "An earlier 'zernel load web' was interrupted: the instance is " in done["notes"][0]
-    assert status(faulty) == "loaded"
-
-
-def test_an_instance_deleted_meanwhile_is_gone(web: Host, kernel: Path, killed: Killed) -> None:
-    moments = iter(range(99))
-    while not pending(web):
-        assert killed(next(moments), *words("load", kernel))[0] == -signal.SIGKILL
-    assert status(web) == "ready"
-    write_overlay(web, V1().remove("web"))
-    shown = web.refused(*words("load", kernel))
-    assert "Note: An earlier 'zernel load web' was interrupted: the instance is gone" in shown
-
-
-def test_commands_at_the_same_time_load_one_kernel(web: Host, kernel: Path) -> None:
-    running = [
-        subprocess.Popen(
-            [ZERNEL, *words("load", kernel, f"--cmdline=n={number}")],
-            env=web.environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(6)
-    ]
-    said = [process.communicate(timeout=60) for process in running]
-    winners = [number for number, process in enumerate(running) if process.returncode == 0]
-    assert len(winners) == 1
-    assert loaded(web)["web"]["cmdline"] == f"n={winners[0]}"
-    assert all(
-        "A kernel is loaded already" in errors
-        for number, (_, errors) in enumerate(said)
-        if number not in winners
+def test_each_error_says_what_to_do(web: Host, kernel: Path, number: str, suggestion: str) -> None:
+    patch = (
+        "import errno; error = lambda *_: (_ for _ in ()).throw("
+        f"OSError(errno.{number}, os.strerror(errno.{number}))); kexec.SimulatedPort.call = error"
     )
+    shown = run_with(web, patch, *words("load", kernel)).stderr
+    assert f"kexec_file_load(2) for id 1: {os.strerror(getattr(errno, number))} ({number})" in shown
+    assert suggestion in shown.partition("Suggestion: ")[2]
+    assert not pending(web)
 
 
-# -- the simulation itself ----------------------------------------------------------------------------------
-
-
-def number_of(call: Callable[[], object]) -> int | None:
-    with pytest.raises(OSError) as caught:  # noqa: PT011 - the number is what is looked at
-        call()
-    return caught.value.errno
-
-
-@pytest.fixture
-def vmlinux(tmp_path: Path) -> Iterator[int]:
-    path = tmp_path / "vmlinux"
-    path.write_bytes(images.kernel())
-    descriptor = os.open(path, os.O_RDONLY)
-    yield descriptor
-    os.close(descriptor)
-
-
-def test_the_simulated_calls_answer_as_the_kernel_does(web: Host, vmlinux: int, tmp_path: Path) -> None:
-    made = calls(web)
-    assert number_of(lambda: made.load(2, vmlinux, None, b"")) == errno.ENOENT
-    assert number_of(lambda: made.boot(2)) == errno.ENOENT
-    assert number_of(lambda: made.boot(1)) == errno.EINVAL
-    assert number_of(lambda: made.unload(1)) == errno.EINVAL
-    assert number_of(lambda: made.halt(1, force=True)) == errno.EINVAL
-    assert number_of(lambda: made.load(1, 999, None, b"")) == errno.EBADF
-    assert number_of(lambda: made.load(1, vmlinux, 999, b"")) == errno.EBADF
-    assert number_of(lambda: made.load(1, vmlinux, None, b"a\0b")) == errno.EINVAL
-    assert number_of(lambda: made.load(1, vmlinux, None, b"x" * 2048)) == errno.EINVAL
-    with (tmp_path / "text").open("w+b") as text, (web.root / "SIMULATED").open("rb") as ours:
-        assert number_of(lambda: made.load(1, text.fileno(), None, b"")) == errno.ENOEXEC
-        assert number_of(lambda: made.load(1, ours.fileno(), None, b"")) == errno.EINVAL
-    assert status(web) == "ready"
-    made.load(1, vmlinux, None, b"")
-    assert number_of(lambda: made.load(1, vmlinux, None, b"")) == errno.EBUSY
-    write_overlay(web, V1().remove("web"))
-    assert status(web) == "loaded"
-    made.boot(1)
-    for call in (lambda: made.load(1, vmlinux, None, b""), lambda: made.boot(1), lambda: made.unload(1)):
-        assert number_of(call) == errno.EBUSY
-    write_overlay(web, V1().remove("web"))
-    assert status(web) == "active"
-
-
-def test_flags_of_another_kernel_are_refused(web: Host, vmlinux: int) -> None:
-    port = SimulatedPort(web.root)
-    load, reboot = calls(web).numbers.kexec_file_load, calls(web).numbers.reboot
-    for flags in (0, 4, 1 << 5 | 4, 0x10 | 1 << 5 | 2, 0x10 | 1 << 5 | 1 << 16):
-        assert number_of(lambda flags=flags: port.call(load, vmlinux, -1, 0, None, flags)) == errno.EINVAL  # type: ignore[misc]
-    assert number_of(lambda: port.call(load, vmlinux, -1, 0, None, 0x14)) == errno.ENOENT  # id 0, the host
-    for arguments in ((1, 0x28121969, 0x4D4B4C49), (0xFEE1DEAD, 1, 0x4D4B4C49), (0xFEE1DEAD, 0x28121969, 0)):
-        assert number_of(lambda a=arguments: port.call(reboot, *a, b"\1\0\0\0")) == errno.EINVAL  # type: ignore[misc]
-    assert number_of(lambda: port.call(1)) == errno.ENOSYS
-    assert status(web) == "ready"
-
-
-anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=10,
-)
-NUMBERS = numbers_of(os.uname().machine)
-requests = st.fixed_dictionaries(
-    {
-        "pid": st.just(os.getpid()) | anything,
-        "number": st.sampled_from([NUMBERS.kexec_file_load, NUMBERS.reboot]) | anything,
-        "arguments": st.lists(
-            st.sampled_from([0x30, 0x31, 0x34, MAGIC1, MAGIC2, BOOT, HALT, "\1\0\0\0"]) | anything, max_size=6
-        )
-        | anything,
-    }
-)
-
-
-@settings(max_examples=300)
-@given(st.binary(max_size=200) | (anything | requests).map(lambda value: json.dumps(value).encode()))
-def test_no_message_breaks_the_simulation(message: bytes) -> None:
-    # What is no call, or is for an instance that is not there, is answered with an error number.
-    assert number_of(lambda: SimulatedMultikernel().write(PurePosixPath("/", CONTROL), 1, 0, message))
+@pytest.mark.parametrize(("state", "verb"), [("ready", "load"), ("loaded", "exec"), ("loaded", "unload")])
+def test_a_mount_that_is_no_multikernel_gets_no_call(web: Host, kernel: Path, state: str, verb: str) -> None:
+    # As if the simulation had been taken for a kernel's file system: the last look still tells it apart.
+    bring(web, kernel, state)
+    patch = (
+        "kexec.calls_of = lambda fs: kexec.KernelCalls("
+        "kexec.SystemPort(fs.root, system_call=lambda *_: print('CALLED')))"
+    )
+    done = run_with(web, patch, *words(verb, kernel))
+    assert done.returncode == 1
+    assert "The system call was not made: this is no multikernel file system" in done.stderr
+    assert "CALLED" not in done.stdout
+    assert status(web) == state
+    assert not pending(web)

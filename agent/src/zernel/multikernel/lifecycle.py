@@ -25,8 +25,8 @@ from zernel.multikernel.planning import not_there
 from zernel.multikernel.transactions import change
 from zernel.record import Record
 
-SETTLE_SECONDS = 5.0
-"""How long after a call an instance may take to show the status that the call leads to."""
+_SETTLE_SECONDS = 5
+"""How long an instance may take to start or to stop. A load is over when its call returns."""
 
 Call = Callable[[kexec.KernelCalls, int], None]
 
@@ -42,11 +42,13 @@ class Step(Record):
     """One step of a kernel's life, named after its command.
 
     ``done`` are the statuses that it leads to, the usual one first; ``doing`` completes "The kernel did not".
+    ``seconds`` is how long after the call the status may take.
     """
 
     verb: str
     done: tuple[str, ...]
     doing: str
+    seconds: int = 0
 
 
 class Result(Record):
@@ -64,8 +66,8 @@ class Result(Record):
 
 _LOAD = Step("load", ("loaded", "active"), "load the image")
 _UNLOAD = Step("unload", ("ready",), "unload the instance's kernel")
-_BOOT = Step("exec", ("active",), "boot the instance")
-_HALT = Step("kill", ("loaded", "ready"), "stop the instance")
+_BOOT = Step("exec", ("active",), "boot the instance", _SETTLE_SECONDS)
+_HALT = Step("kill", ("loaded", "ready"), "stop the instance", _SETTLE_SECONDS)
 
 
 def load(
@@ -152,7 +154,7 @@ def _step(
         except ZernelError:
             begun.end()  # there was no call
             raise
-        after = _status_after(fs, found.name, step.done if refusal is None else ())
+        after = _status_after(fs, found.name, step) if refusal is None else fs.status(found.name)
         begun.end()
         if refusal is not None:
             raise _refused(fs, step, found, refusal, after, files)
@@ -261,13 +263,12 @@ def _room_problems(found: Result, files: BootFiles) -> tuple[Problem, ...]:
     ).problems
 
 
-def _status_after(fs: MultikernelFs, name: str, wanted: tuple[str, ...]) -> str | None:
-    """Return the status once it is one of ``wanted``, or what it is in the end; None: the instance is
-    gone."""
-    deadline = time.monotonic() + SETTLE_SECONDS
+def _status_after(fs: MultikernelFs, name: str, step: Step) -> str | None:
+    """Return the status once the step is done, or what it is in the end; None: the instance is gone."""
+    deadline = time.monotonic() + step.seconds
     while True:
         status = fs.status(name)
-        if status is None or not wanted or status in wanted or time.monotonic() >= deadline:
+        if status is None or status in step.done or time.monotonic() >= deadline:
             return status
         time.sleep(0.02)
 
@@ -331,11 +332,9 @@ def _without_effect(step: Step, found: Result, after: str | None, *, force: bool
         f"{step.verb}-without-effect",
         f"The kernel did not {step.doing}",
         subject=name,
-        explanation=f"The call succeeded, and after {SETTLE_SECONDS:g} seconds the instance does not show it"
-        if after is not None
-        else "The call succeeded, and the instance is gone",
-        current_state=after,
-        conflict=f"Its status was to be '{step.done[0]}'" if after is not None else None,
+        explanation="The call succeeded, and the instance " + ("does not show it" if after else "is gone"),
+        current_state=f"{after}, {step.seconds} seconds after the call" if after and step.seconds else after,
+        conflict=f"Its status was to be '{step.done[0]}'" if after else None,
         suggestion=suggestion,
         alternative=alternative,
     )
