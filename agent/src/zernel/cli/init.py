@@ -7,7 +7,7 @@ import sys
 
 from zernel.cli.output import add_format_option, print_result
 from zernel.devicetree import load
-from zernel.devicetree.interpret import Interpretation
+from zernel.devicetree.reading import Interpretation
 from zernel.devicetree.validate import is_valid, validate_interpretation
 from zernel.errors import Problem
 from zernel.multikernel import report

@@ -12,8 +12,8 @@ from collections import Counter
 
 from zernel.devicetree.device_rules import InstanceCheck, check_device_uses
 from zernel.devicetree.free import first_fit, first_run, free_cpus, free_memory, without
-from zernel.devicetree.interpret import Origins
 from zernel.devicetree.model import MAX_INSTANCE_ID, PAGE_BYTES, Instance, System
+from zernel.devicetree.reading import Origins
 from zernel.devicetree.topology_rules import check_topology
 from zernel.devicetree.units import format_cpus, format_size
 from zernel.errors import Problem

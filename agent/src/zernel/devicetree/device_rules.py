@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from zernel.devicetree.free import free_parts, without
-from zernel.devicetree.interpret import Origins
 from zernel.devicetree.model import Device, DeviceUse, Instance, System
+from zernel.devicetree.reading import Origins
 from zernel.devicetree.units import format_cpus
 from zernel.errors import Problem
 
@@ -106,17 +106,13 @@ class _Check(InstanceCheck):
     def check_part(self, index: int, device: Device, use: DeviceUse, number: int) -> None:
         if use.vf is not None:
             word, plural, available, reserved = "VF", "VFs", device.available_vfs, device.host_reserved_vf
-            outside = f"VF ID {number} exceeds available VFs ({format_cpus(available)})"
         else:
-            word, plural, available, reserved = (
-                "Namespace",
-                "namespaces",
-                device.available_ns,
-                device.host_reserved_ns,
-            )
-            outside = f"Namespace {number} exceeds available namespaces ({format_cpus(available)})"
+            word, plural = "Namespace", "namespaces"
+            available, reserved = device.available_ns, device.host_reserved_ns
         if number in available:
             return
+        named = "VF ID" if use.vf is not None else word
+        outside = f"{named} {number} exceeds available {plural} ({format_cpus(available)})"
         if not available:
             outside = f"Device {device.name} has no {plural} to give away"
         self.add(

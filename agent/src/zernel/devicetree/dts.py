@@ -22,15 +22,22 @@ MiB."""
 MAX_DEPTH = 32
 
 _VERSIONS = ("/dts-v1/", "/multikernel-v1/")
+# Written so that a comment can end in one place only: what follows it must not make it grow.
+_SPACE = r"\s*(?:(?://[^\n]*(?![^\n])|/\*[^*]*\*+(?:[^/*][^*]*\*+)*/)\s*)*"
 _TOKEN = re.compile(
-    r"""(?P<space>(?:\s+|//[^\n]*|/\*.*?\*/)+)
-    |(?P<string>"(?:[^"\\\n]|\\.)*")
+    _SPACE
+    + r"""(?:(?P<string>"(?:[^"\\\n]|\\.)*")
     |(?P<directive>/[A-Za-z][A-Za-z0-9-]*/)
     |(?P<label>[A-Za-z_][A-Za-z0-9_]*:)
     |(?P<ref>&(?:[A-Za-z_][A-Za-z0-9_]*|\{[^}\s]*\}))
     |(?P<word>[A-Za-z0-9._+*\#?@-][A-Za-z0-9,._+*\#?@-]*)
-    |(?P<mark>[{}<>\[\];=,()]|/(?!\*))""",
+    |(?P<mark>[{}<>\[\];=,()]|/(?![*/])))""",
     re.VERBOSE | re.DOTALL,
+)
+# The rest of a property that is one list of plain numbers: CPU lists have thousands, and token by token they
+# would take most of the time.
+_PLAIN_PROPERTY = re.compile(
+    r"\s*=\s*<\s*((?:(?:0x[0-9a-fA-F]{1,16}|[1-9][0-9]{0,18}|0)(?:\s+|(?=>)))*)>\s*;"
 )
 _NUMBER = re.compile(r"(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)(?:[uU]?[lL]{0,2})")
 _NODE_NAME = re.compile(r"[A-Za-z0-9,._+-]+(?:@[A-Za-z0-9,._+-]+)?")
@@ -67,18 +74,18 @@ class _Parser:
 
     def advance(self) -> None:
         """Take the next token; its kind is "end" after the last one."""
-        while True:
-            if self.at >= len(self.text):
-                self.kind, self.token, self.start = "end", "end of file", len(self.text)
-                return
-            match = _TOKEN.match(self.text, self.at)
-            if match is None:
-                self.start = self.at
-                raise self.error(*self.describe_bad_character())
+        match = _TOKEN.match(self.text, self.at)
+        if match is not None:
             self.at = match.end()
-            if match.lastgroup != "space":
-                self.kind, self.token, self.start = str(match.lastgroup), match.group(), match.start()
-                return
+            self.kind = kind = match.lastgroup or ""
+            self.token = match.group(kind)
+            self.start = match.start(kind)
+            return
+        space = re.compile(_SPACE, re.DOTALL).match(self.text, self.at)
+        self.at = self.start = space.end() if space else self.at
+        if self.at < len(self.text):
+            raise self.error(*self.describe_bad_character())
+        self.kind, self.token = "end", "end of file"
 
     def describe_bad_character(self) -> tuple[str, str]:
         rest = self.text[self.at : self.at + 2]
@@ -205,6 +212,14 @@ class _Parser:
             if self.kind != "word":
                 raise self.error(f"expected a property or a node, found {self.found()}")
             name, line = self.token, self.line
+            plain = _PLAIN_PROPERTY.match(self.text, self.at)
+            if plain is not None:
+                self.at = plain.end()
+                self.check_property(stack[-1], name, line)
+                numbers = tuple([int(number, 0) for number in plain.group(1).split()])
+                stack[-1].properties.append(Property(name, (Cells(numbers),), line))
+                self.advance()
+                continue
             self.advance()
             if self.is_mark("{"):
                 stack.append(self.open_node(stack, name, labels, line))
@@ -225,7 +240,7 @@ class _Parser:
         self.advance()
         return node
 
-    def parse_property(self, node: Node, name: str, line: int) -> None:
+    def check_property(self, node: Node, name: str, line: int) -> None:
         if not _PROPERTY_NAME.fullmatch(name):
             raise self.error(f"'{name}' is no property name")
         first = self.property_lines.get((id(node), name))
@@ -234,6 +249,9 @@ class _Parser:
                 f"property '{name}' is given twice, first on line {first}", "Keep one of the two", line
             )
         self.property_lines[id(node), name] = line
+
+    def parse_property(self, node: Node, name: str, line: int) -> None:
+        self.check_property(node, name, line)
         values: list[Value] = []
         if self.is_mark("="):
             self.advance()

@@ -83,9 +83,10 @@ class _Writer:
                             self.phandles.setdefault(id(self.target(item)), len(self.phandles) + 1)
 
     def target(self, reference: Reference) -> Node:
-        if reference.label not in self.tree.labels:
+        node = self.tree.resolve(reference)
+        if node is None:
             raise ValueError(f"reference &{reference.label} does not resolve")
-        return self.tree.labels[reference.label]
+        return node
 
     def node(self, node: Node, path: str) -> None:
         """Write ``node``. The depth is bounded by the reader and by `zernel.devicetree.dts`."""
@@ -134,7 +135,7 @@ def read(blob: bytes, file: str) -> Tree:
     """Return the tree of ``blob``; ``file`` names it in errors. Raises `ZernelError` for anything
     malformed."""
     try:
-        return _read(blob)
+        return _read(blob, file)
     except (ValueError, struct.error, IndexError) as error:
         raise _malformed(file, str(error)) from None
 
@@ -149,7 +150,7 @@ def _malformed(file: str, what: str) -> ZernelError:
     )
 
 
-def _read(blob: bytes) -> Tree:
+def _read(blob: bytes, file: str) -> Tree:
     if len(blob) < _HEADER.size:
         raise ValueError(f"{len(blob)} bytes are too few for a header")
     magic, total, struct_at, strings_at, _, version, compatible, _, strings_size, struct_size = (
@@ -164,10 +165,10 @@ def _read(blob: bytes) -> Tree:
     if struct_at % 4 or struct_at + struct_size > total or strings_at + strings_size > total:
         raise ValueError("the header points outside of the blob")
     names = blob[strings_at : strings_at + strings_size]
-    return _read_nodes(blob[struct_at : struct_at + struct_size], names)
+    return Tree(_read_nodes(blob[struct_at : struct_at + struct_size], names), file=file)
 
 
-def _read_nodes(data: bytes, names: bytes) -> Tree:
+def _read_nodes(data: bytes, names: bytes) -> Node:
     at = 0
     stack: list[Node] = []
     root: Node | None = None
@@ -206,21 +207,4 @@ def _read_nodes(data: bytes, names: bytes) -> Tree:
     if root is None or stack:
         raise ValueError("the tree ends within a node")
     root.name = "/"
-    return Tree(root, _labels(root))
-
-
-def _labels(root: Node) -> dict[str, Node]:
-    """Return the labels that ``/__symbols__`` keeps, and take that node out of the tree."""
-    symbols = root.child("__symbols__")
-    if symbols is None:
-        return {}
-    root.children.remove(symbols)
-    labels = {}
-    for symbol in symbols.properties:
-        node: Node | None = root
-        for part in symbol.text().strip("/").split("/"):
-            node = node.child(part) if node and part else node
-        if node is not None:
-            labels[symbol.name] = node
-            node.labels += (symbol.name,)
-    return labels
+    return root

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A tree in the kerf document's dialect to the model, with everything found wrong and where it stands.
+"""A tree to the model, with everything found wrong and where it stands.
+
+The kerf document's dialect is read here; the flat forms of the kernels are in
+`zernel.devicetree.kernel_forms`.
 
 Interpretation checks form (which nodes and properties there are, and what kind of value they hold); whether
 the values make sense together is `zernel.devicetree.validate`'s business. All problems are collected: a
@@ -19,32 +22,32 @@ from zernel.devicetree.model import (
     Resources,
     System,
 )
-from zernel.devicetree.tree import Node, Property, Tree, WrongType
+from zernel.devicetree.reading import Interpretation, Reader, TooManyProblems
+from zernel.devicetree.tree import Node, Property, Tree, as_label
 from zernel.devicetree.units import device_use
-from zernel.errors import Location, Problem
-from zernel.record import Record
-
-TYPE_CHECKING = False  # as typing's, whose import would cost a tenth of the whole command
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from typing import TypeVar
-
-    T = TypeVar("T")
 
 INVENTORY_NODE = "zernel,inventory"
 """Where our own baseline blobs keep the full inventory beside what the kernel reads."""
 
 _ROOT_NODES = ("resources", "instances", INVENTORY_NODE)
 
+MAX_INSTANCES = 2047
+"""The kernel's ids end there, and so does the number of instances."""
+MAX_DEVICES = 8192
+MAX_NUMA_NODES = 1024
+"""What x86-64 Linux can be built for (MAX_NUMNODES)."""
+
 _INSTANCE_PROPERTIES = (
     "cpus",
     "memory-base",
     "memory-bytes",
     "devices",
+    "device-names",
     "numa-nodes",
     "cpu-affinity",
     "memory-policy",
 )
+_FLAT_DEVICE_PROPERTIES = ("device-type", "device-name", "vendor-id", "device-id")
 _DEVICE_PROPERTIES = (
     "compatible",
     "pci-id",
@@ -59,49 +62,44 @@ _DEVICE_PROPERTIES = (
 )
 
 
-class Origins:
-    """Where values stood: ("cpus", "available"), ("devices", 0, "pci-id"), ("instances", 2, "cpus") to a
-    place.
-
-    A key without the property's name is the node's place. Numbers count items in the model's order.
-    """
-
-    def __init__(self) -> None:
-        self.places: dict[tuple[str | int, ...], tuple[Location, ...]] = {}
-
-    def at(self, *key: str | int) -> tuple[Location, ...]:
-        """Return the place of ``key``, or of the node around it, or nothing."""
-        return self.places.get(key) or self.places.get(key[:-1], ())
-
-
-class Interpretation(Record):
-    """What a tree says. ``system`` is None when the inventory cannot be read at all."""
-
-    system: System | None
-    origins: Origins
-    problems: list[Problem]
-    has_instances: bool = False
-    instances_at: tuple[Location, ...] = ()
+_texts = Property.texts
 
 
 def interpret(tree: Tree) -> Interpretation:
     """Read the document's dialect out of ``tree``. Never raises for what the tree holds."""
-    return _Interpreter(tree).run()
+    tree.adopt_symbols()
+    reader = _Interpreter(tree)
+    try:
+        return reader.run()
+    except TooManyProblems as stopped:
+        return Interpretation(None, reader.origins, stopped.problems)
 
 
-class _Interpreter:
+def is_overlay(tree: Tree) -> bool:
+    """Say whether the tree is an overlay: fragments that change another tree."""
+    return any(node.child("__overlay__") for node in tree.root.children)
+
+
+class _Interpreter(Reader):
     def __init__(self, tree: Tree) -> None:
-        self.tree = tree
-        self.origins = Origins()
-        self.problems: list[Problem] = []
+        super().__init__(tree)
+        self.dialect = "kerf"
         self.device_names: dict[int, str] = {}
-        self.phandles: dict[int, Node] = {}
+        self.known_names: set[str] = set()
+        self.aliases: dict[int, str] = {}
 
     def run(self) -> Interpretation:
         root = self.tree.root
-        inventory = root.child(INVENTORY_NODE) if self.tree.file is None else None
+        inventory = None if self.tree.lines else root.child(INVENTORY_NODE)
         resources_node = inventory or root.child("resources")
         resources = None
+        if is_overlay(self.tree):
+            self.problem(
+                "is-overlay",
+                "This is an overlay: it changes a tree and is none itself",
+                suggestion="Validate it with its baseline: zernel validate --baseline=FILE OVERLAY",
+            )
+            return Interpretation(None, self.origins, self.problems)
         if resources_node is None:
             self.problem(
                 "no-resources",
@@ -111,12 +109,13 @@ class _Interpreter:
         else:
             self.once(root, "resources")
             resources = self.resources(resources_node)
+        self.known_names = set(self.device_names.values())
         container = root.child("instances")
         endpoints = self.endpoints(root)
         instances: list[Instance] = []
         if container is not None:
             self.once(root, "instances")
-            for node in container.children:
+            for node in self.bounded(container, MAX_INSTANCES):
                 found = self.instance(node, len(instances), endpoints)
                 if found is not None:
                     instances.append(found)
@@ -126,26 +125,43 @@ class _Interpreter:
             self.problems,
             bool(container and container.children),
             self.tree.location(container.children[0].line) if container and container.children else (),
+            self.dialect,
         )
+
+    def bounded(self, container: Node | None, most: int) -> list[Node]:
+        """Return the nodes in ``container``; beyond ``most`` of them, report it and return the first."""
+        nodes = container.children if container else []
+        if container and len(nodes) > most:
+            self.problem(
+                "too-many-nodes",
+                f"'{container.name}' holds {len(nodes)} nodes; at most {most} are possible",
+                at=container.line,
+                suggestion="Check that this is the right file",
+            )
+        return nodes[:most]
 
     # -- inventory ------------------------------------------------------------------------------------------
 
     def resources(self, node: Node) -> Resources | None:
+        if node.child("cpus") is None and node.child("memory") is None:
+            from zernel.devicetree import kernel_forms  # rare: the document's form needs none of it
+
+            if dialect := kernel_forms.dialect(node):
+                self.dialect = dialect
+                self.aliases = kernel_forms.aliases(self.tree)
+                return kernel_forms.resources(self, node, self.devices(node.child("devices")))
         sections = ("cpus", "memory", "devices", "topology")
         for section in sections:
             self.once(node, section)
-        # Flat properties are reported below, as the missing nodes that they stand for.
-        self.known(node, (found.name for found in node.properties), nodes=sections)
+        self.known(node, (), nodes=sections)
         cpus_node, memory_node = node.child("cpus"), node.child("memory")
         for name, found in (("cpus", cpus_node), ("memory", memory_node)):
             if found is None:
-                flat = node.get(name) or node.get(f"{name}-base")
-                why = "The kernel's own flat form is for blobs" if flat else f"There is no node '{name}'"
                 self.problem(
                     f"no-{name}",
                     f"/resources must contain '{name}'",
-                    at=flat.line if flat else node.line,
-                    explanation=why,
+                    at=node.line,
+                    explanation=f"There is no node '{name}'",
                     suggestion=f"Add a node '{name} {{ ... }};' to 'resources'",
                 )
         devices = self.devices(node.child("devices"))
@@ -174,17 +190,17 @@ class _Interpreter:
 
     def devices(self, container: Node | None) -> tuple[Device, ...]:
         devices: list[Device] = []
-        for node in container.children if container else ():
+        flat = self.dialect != "kerf"
+        for node in self.bounded(container, MAX_DEVICES):
             key = ("devices", len(devices))
-            self.origins.places[key] = self.tree.location(node.line)
-            self.known(node, _DEVICE_PROPERTIES)
-            label = self.text(node, "label", key)
-            name = node.labels[0] if node.labels else label or node.name.replace("@", "")
+            self.origins.lines[key] = node.line
+            self.known(node, _DEVICE_PROPERTIES + _FLAT_DEVICE_PROPERTIES * flat)
+            name = self.device_name(node, self.text(node, "label", key))
             self.device_names[id(node)] = name
             devices.append(
                 Device(
                     name,
-                    node.base_name,
+                    (self.text(node, "device-type", key) if flat else None) or node.base_name,
                     self.text(node, "compatible", key),
                     self.text(node, "pci-id", key),
                     self.number(node, "sriov-vfs", key),
@@ -198,14 +214,23 @@ class _Interpreter:
             )
         return tuple(devices)
 
+    def device_name(self, node: Node, label: str | None) -> str:
+        """Return what a device is called: its label, or in a flat form its alias or its node's name."""
+        if node.labels:
+            # What we write keeps a name that is no label in the property, and a label made of it on the node.
+            return label if label and as_label(label) == node.labels[0] else node.labels[0]
+        if self.dialect != "kerf":
+            return self.aliases.get(id(node), node.name)
+        return label or node.name.replace("@", "")
+
     def numa_nodes(self, topology: Node | None) -> tuple[NumaNode, ...]:
         container = topology.child("numa-nodes") if topology else None
         if topology is not None:
             self.known(topology, (), nodes=("numa-nodes",))
         found: list[NumaNode] = []
-        for node in container.children if container else ():
+        for node in self.bounded(container, MAX_NUMA_NODES):
             key = ("numa-nodes", len(found))
-            self.origins.places[key] = self.tree.location(node.line)
+            self.origins.lines[key] = node.line
             self.known(node, ("node-id", "memory-base", "memory-size", "cpus"))
             node_id = self.number(node, "node-id", key, required=True)
             base = self.number(node, "memory-base", key, required=True)
@@ -217,11 +242,11 @@ class _Interpreter:
 
     # -- instances ------------------------------------------------------------------------------------------
 
-    def endpoints(self, root: Node) -> dict[str, DeviceUse]:
-        """Return what each label of a virtual function or namespace at the root stands for."""
-        found: dict[str, DeviceUse] = {}
+    def endpoints(self, root: Node) -> dict[int, DeviceUse]:
+        """Return what each node of a virtual function or namespace at the root stands for, by its id()."""
+        found: dict[int, DeviceUse] = {}
         for node in root.children:
-            if node.name in _ROOT_NODES:
+            if node.name in _ROOT_NODES or (node.name == "aliases" and self.dialect != "kerf"):
                 continue
             if not any(node.get(name) for name in ("parent", "vf-id", "namespace-id")):
                 self.unknown("Node", node.name, node.line, _ROOT_NODES[:2])
@@ -239,7 +264,7 @@ class _Interpreter:
             label, parent = parents[0]
             device = self.device_names.get(id(parent)) if parent else None
             if device is None:
-                self.dangling(node.name, label, node.line)
+                self.dangling(node.name, label, self.line_of(node, "parent"), known=parent is not None)
                 continue
             key = ("endpoints", len(found))
             vf, namespace = self.number(node, "vf-id", key), self.number(node, "namespace-id", key)
@@ -252,13 +277,12 @@ class _Interpreter:
                     suggestion="Keep one of 'vf-id = <1>;' and 'namespace-id = <1>;'",
                 )
                 continue
-            for name in node.labels or (node.name,):
-                found[name] = DeviceUse(device, vf, namespace)
+            found[id(node)] = DeviceUse(device, vf, namespace)
         return found
 
-    def instance(self, node: Node, index: int, endpoints: dict[str, DeviceUse]) -> Instance | None:
+    def instance(self, node: Node, index: int, endpoints: dict[int, DeviceUse]) -> Instance | None:
         key = ("instances", index)
-        self.origins.places[key] = self.tree.location(node.line)
+        self.origins.lines[key] = node.line
         self.known(node, ("id",), node.name, nodes=("resources",))
         number = self.number(node, "id", key, subject=node.name)
         if number is not None and not 1 <= number <= MAX_INSTANCE_ID:
@@ -280,10 +304,18 @@ class _Interpreter:
                 suggestion="Add 'resources { cpus = <...>; memory-base = <...>; memory-bytes = <...>; };'",
             )
             return None
-        self.known(resources, _INSTANCE_PROPERTIES, node.name)
-        cpus = self.numbers(resources, "cpus", key, required=True, subject=node.name)
-        base = self.number(resources, "memory-base", key, required=True, subject=node.name)
-        size = self.number(resources, "memory-bytes", key, required=True, subject=node.name)
+        cpus: tuple[int, ...] | None
+        if self.dialect != "kerf":
+            from zernel.devicetree import kernel_forms
+
+            self.known(resources, _INSTANCE_PROPERTIES, node.name, kernel_forms.memory_nodes(resources))
+            cpus = kernel_forms.cpus(self, resources, key, node.name)
+            base, size = kernel_forms.memory(self, resources, key, node.name) or (None, None)
+        else:
+            self.known(resources, _INSTANCE_PROPERTIES, node.name)
+            cpus = self.numbers(resources, "cpus", key, required=True, subject=node.name)
+            base = self.number(resources, "memory-base", key, required=True, subject=node.name)
+            size = self.number(resources, "memory-bytes", key, required=True, subject=node.name)
         numa = self.numbers(resources, "numa-nodes", key, subject=node.name) or ()
         affinity = self.text(resources, "cpu-affinity", key, node.name)
         policy = self.text(resources, "memory-policy", key, node.name)
@@ -295,206 +327,23 @@ class _Interpreter:
         )
 
     def instance_devices(
-        self, node: Node, resources: Node, key: tuple[str | int, ...], endpoints: dict[str, DeviceUse]
+        self, node: Node, resources: Node, key: tuple[str | int, ...], endpoints: dict[int, DeviceUse]
     ) -> tuple[DeviceUse, ...]:
         uses: list[DeviceUse] = []
         self.note(resources, "devices", key)
-        names = set(self.device_names.values())
         for label, target in self.targets(resources, "devices", node.name):
-            if label in endpoints:
-                uses.append(endpoints[label])
+            if target is not None and id(target) in endpoints:
+                uses.append(endpoints[id(target)])
             elif target is not None and id(target) in self.device_names:
                 uses.append(DeviceUse(self.device_names[id(target)]))
             else:
-                use = device_use(label)
+                use = device_use(label) if target is None else None
                 # A reference to nothing on a known device lacks its node; on an unknown device, the device is
                 # what is missing, and validation says which ones there are.
-                if use is None or use.device in names:
-                    self.dangling(node.name, label, self.line_of(resources, "devices"), use)
+                if use is None or use.device in self.known_names:
+                    line = self.line_of(resources, "devices")
+                    self.dangling(node.name, label, line, use, known=target is not None)
                 else:
                     uses.append(use)
-        return tuple(uses)
-
-    # -- values ---------------------------------------------------------------------------------------------
-
-    def targets(self, node: Node, name: str, subject: str | None = None) -> list[tuple[str, Node | None]]:
-        """Return the labels that a property refers to, each with its node; in a blob, through phandles."""
-        found = node.get(name)
-        if found is None:
-            return []
-        if found.values and isinstance(found.values[0], bytes):
-            if not self.phandles:
-                self.phandles = _phandles(self.tree.root)
-            nodes = [
-                self.phandles.get(number) for number in self.value(found, Property.numbers, subject) or ()
-            ]
-            return [(item.labels[0] if item and item.labels else "?", item) for item in nodes]
-        references = self.value(found, Property.references, subject) or ()
-        return [(reference.label, self.tree.labels.get(reference.label)) for reference in references]
-
-    def value(self, found: Property, read: Callable[[Property], T], subject: str | None) -> T | None:
-        try:
-            return read(found)
-        except WrongType as error:
-            self.problem(
-                "wrong-type",
-                f"Property '{found.name}' {error}",
-                subject=subject,
-                at=found.line,
-                suggestion="See docs/examples/baseline.dts for the form of every property",
-            )
-            return None
-
-    def note(self, node: Node, name: str, key: tuple[str | int, ...]) -> Property | None:
-        """Return the property, and remember where it stands."""
-        found = node.get(name)
-        if found is not None:
-            self.origins.places[(*key, name)] = self.tree.location(found.line)
-        return found
-
-    def read(
-        self,
-        form: Callable[[Property], T],
-        node: Node,
-        name: str,
-        key: tuple[str | int, ...],
-        required: bool,
-        subject: str | None,
-    ) -> T | None:
-        found = self.note(node, name, key)
-        if found is not None:
-            return self.value(found, form, subject or node.name)
-        if required:
-            self.missing(node, name, subject)
-        return None
-
-    def number(
-        self,
-        node: Node,
-        name: str,
-        key: tuple[str | int, ...],
-        *,
-        required: bool = False,
-        subject: str | None = None,
-    ) -> int | None:
-        return self.read(Property.number, node, name, key, required, subject)
-
-    def numbers(
-        self,
-        node: Node,
-        name: str,
-        key: tuple[str | int, ...],
-        *,
-        required: bool = False,
-        subject: str | None = None,
-    ) -> tuple[int, ...] | None:
-        return self.read(Property.numbers, node, name, key, required, subject)
-
-    def text(
-        self, node: Node, name: str, key: tuple[str | int, ...], subject: str | None = None
-    ) -> str | None:
-        return self.read(Property.text, node, name, key, False, subject)
-
-    # -- problems -------------------------------------------------------------------------------------------
-
-    def line_of(self, node: Node, name: str) -> int:
-        found = node.get(name)
-        return found.line if found else node.line
-
-    def problem(
-        self,
-        code: str,
-        category: str,
-        *,
-        subject: str | None = None,
-        at: int | None = None,
-        explanation: str | None = None,
-        suggestion: str | None = None,
-        severity: str = "ERROR",
-    ) -> None:
-        self.problems.append(
-            Problem(
-                code,
-                category,
-                subject=subject,
-                explanation=(explanation,) if explanation else (),
-                suggestion=suggestion,
-                locations=self.tree.location(at or 0),
-                severity=severity,
-            )
-        )
-
-    def missing(self, node: Node, name: str, subject: str | None) -> None:
-        self.problem(
-            "missing-property",
-            f"Property '{name}' is missing",
-            subject=subject or node.name,
-            at=node.line,
-            suggestion=f"Add '{name} = <...>;' to the node '{node.name}'",
-        )
-
-    def dangling(self, subject: str, label: str, line: int, use: DeviceUse | None = None) -> None:
-        suggestion = "Define the label, or correct the reference"
-        if use is not None and use.vf is not None:
-            definition = f"ethernet-vf@{use.vf} {{ parent = <&{use.device}>; vf-id = <{use.vf}>; }};"
-            suggestion = f"Define it: {label}: {definition}"
-        elif use is not None and use.namespace is not None:
-            number = use.namespace
-            definition = f"nvme-ns@{number} {{ parent = <&{use.device}>; namespace-id = <{number}>; }};"
-            suggestion = f"Define it: {label}: {definition}"
-        self.problem(
-            "dangling-reference",
-            f"Dangling phandle reference: {label} not defined",
-            subject=subject,
-            at=line,
-            suggestion=suggestion,
-        )
-
-    def once(self, node: Node, name: str) -> None:
-        """Report a section that is written twice; the first one is read."""
-        for again in [child for child in node.children if child.name == name][1:]:
-            self.problem(
-                "duplicate-node",
-                f"Node '{name}' appears twice",
-                at=again.line,
-                suggestion="Merge the two nodes into one",
-            )
-
-    def known(
-        self, node: Node, names: Iterable[str], subject: str | None = None, nodes: tuple[str, ...] = ()
-    ) -> None:
-        """Warn about properties and nodes that nothing reads: most are misspelled."""
-        allowed = (*names, "phandle", "linux,phandle")
-        for found in node.properties:
-            if found.name not in allowed:
-                self.unknown("Property", found.name, found.line, allowed, subject or node.name)
-        for child in node.children:
-            if child.name not in nodes:
-                self.unknown("Node", child.name, child.line, nodes, subject or node.name)
-
-    def unknown(
-        self, what: str, name: str, line: int, allowed: tuple[str, ...], subject: str | None = None
-    ) -> None:
-        from difflib import get_close_matches  # 3 ms: only where there is something to say
-
-        close = get_close_matches(name, allowed, 1)
-        self.problem(
-            f"unknown-{what.lower()}",
-            f"{what} '{name}' is unknown and has no effect",
-            subject=subject,
-            at=line,
-            suggestion=f"Did you mean '{close[0]}'?" if close else "Remove it",
-            severity="WARNING",
-        )
-
-
-def _phandles(root: Node) -> dict[int, Node]:
-    found: dict[int, Node] = {}
-    stack = [root]
-    while stack:
-        node = stack.pop()
-        stack += node.children
-        handle = node.get("phandle")
-        if handle is not None and handle.values and isinstance(handle.values[0], bytes):
-            found[int.from_bytes(handle.values[0], "big")] = node
-    return found
+        names = self.read(_texts, resources, "device-names", key, False, node.name) or ()
+        return (*uses, *(device_use(name) or DeviceUse(name) for name in names))

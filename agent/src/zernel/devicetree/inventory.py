@@ -7,8 +7,8 @@ import re
 from collections import Counter
 from itertools import pairwise
 
-from zernel.devicetree.interpret import Origins
 from zernel.devicetree.model import MAX_CPU, PAGE_BYTES, Device, Resources
+from zernel.devicetree.reading import Origins
 from zernel.devicetree.units import format_cpus, format_size
 from zernel.errors import Problem
 

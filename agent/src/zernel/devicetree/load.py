@@ -8,7 +8,8 @@ import stat
 from os import PathLike
 
 from zernel.devicetree import dts
-from zernel.devicetree.interpret import Interpretation, interpret
+from zernel.devicetree.interpret import interpret
+from zernel.devicetree.reading import Interpretation
 from zernel.errors import ZernelError, fail, from_oserror
 
 

@@ -21,6 +21,13 @@ class Reference(Record):
     line: int = 0
 
 
+def as_label(name: str) -> str:
+    """Return ``name`` with what a label cannot hold replaced; a name that could be a label is returned as
+    is."""
+    label = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in name)
+    return f"_{label}" if label[:1].isdigit() else label
+
+
 class Cells(Record):
     """One ``<...>`` list. ``bits`` is the width of a cell: 32 unless ``/bits/`` said otherwise."""
 
@@ -29,6 +36,10 @@ class Cells(Record):
 
 
 Value = Cells | Reference | str | bytes
+
+
+MAX_NUMBERS = 1 << 16
+"""Numbers in one property. No host has more CPUs (8,192), virtual functions or namespaces of one device."""
 
 
 class WrongType(ValueError):
@@ -57,6 +68,8 @@ class Property(Record):
                 found += struct.unpack(f">{len(value) // 4}I", value)
             else:
                 raise WrongType("must hold numbers in angle brackets")
+            if len(found) > MAX_NUMBERS:
+                raise WrongType(f"holds more than {MAX_NUMBERS} numbers")
         return tuple(found)
 
     def number(self) -> int:
@@ -86,7 +99,7 @@ class Property(Record):
         found: list[str] = []
         for value in self.values:
             if isinstance(value, str):
-                found.append(value)
+                found += value.split("\0")  # what a blob makes of it
             elif isinstance(value, bytes) and value.endswith(b"\0"):
                 try:
                     found += value[:-1].decode().split("\0")
@@ -160,6 +173,48 @@ class Tree:
         self.labels = {} if labels is None else labels
         self.file = file
         self.lines = [] if lines is None else lines
+        self._paths: dict[str, Node] | None = None
+
+    def find(self, path: str) -> Node | None:
+        """Return the node at a full path such as ``/resources/devices/ethernet@0``, or None.
+
+        Of nodes with the same path the first is meant.
+        """
+        if self._paths is None:
+            # Indexed once: a walk for each path would be quadratic in the number of nodes.
+            self._paths = {"/": self.root}
+            stack = [("", self.root)]
+            while stack:
+                above, node = stack.pop()
+                for child in node.children:
+                    here = f"{above}/{child.name}"
+                    if here not in self._paths:
+                        self._paths[here] = child
+                        stack.append((here, child))
+        return self._paths.get(path)
+
+    def resolve(self, reference: Reference) -> Node | None:
+        """Return the node that ``&label`` or ``&{/path}`` names, or None."""
+        label = reference.label
+        return self.find(label[1:-1]) if label.startswith("{") else self.labels.get(label)
+
+    def adopt_symbols(self) -> None:
+        """Take ``/__symbols__``, where ``dtc -@`` keeps labels, out of the tree and give the labels back."""
+        symbols = self.root.child("__symbols__")
+        if symbols is None:
+            return
+        self.root.children.remove(symbols)
+        found: dict[int, tuple[Node, list[str]]] = {}
+        for symbol in symbols.properties:
+            try:
+                node = self.find(symbol.text())
+            except WrongType:
+                continue  # what refers to it says that it is not defined
+            if node is not None and symbol.name not in self.labels:
+                self.labels[symbol.name] = node
+                found.setdefault(id(node), (node, []))[1].append(symbol.name)
+        for node, labels in found.values():
+            node.labels += tuple(labels)
 
     def location(self, line: int) -> tuple[Location, ...]:
         """Return the place of ``line`` for an error, as a tuple: empty when the tree has no source text."""

@@ -7,9 +7,9 @@ It cannot be switched off. Everything that is wrong is reported at once.
 from __future__ import annotations
 
 from zernel.devicetree.allocations import check_allocations
-from zernel.devicetree.interpret import Interpretation, Origins
 from zernel.devicetree.inventory import check_inventory
 from zernel.devicetree.model import System
+from zernel.devicetree.reading import Interpretation, Origins
 from zernel.errors import Problem
 
 
