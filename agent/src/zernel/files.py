@@ -44,7 +44,7 @@ def read_text(path: Path) -> str | None:
         return None
 
 
-def replace(path: Path, text: str, mode: int = 0o644) -> None:
+def replace(path: Path, content: str | bytes, mode: int = 0o644) -> None:
     """Write a file by fsync and rename: readers and crashes see the old text or the new, never a part.
 
     Missing directories above it are made (0755). A file that is replaced keeps its mode and owner;
@@ -56,8 +56,9 @@ def replace(path: Path, text: str, mode: int = 0o644) -> None:
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:
-        with os.fdopen(fd, "w", encoding="utf-8", errors="surrogateescape") as stream:
-            stream.write(text)
+        with os.fdopen(fd, "wb") as stream:
+            data = content if isinstance(content, bytes) else content.encode(errors="surrogateescape")
+            stream.write(data)
             stream.flush()
             try:
                 there = path.stat()

@@ -21,8 +21,9 @@ def prepare() -> None:
             stream.reconfigure(errors="replace")
 
 
-def write(text: str) -> None:
-    """Write on standard output, now. A reader who has gone (``zernel show | head``) is no failure.
+def write(text: str | bytes) -> None:
+    """Write on standard output, now; bytes as they are. A reader who has gone is no failure
+    (``zernel show | head``).
 
     :raises ZernelError: when what was written is lost otherwise, such as on a full disk.
     """
@@ -30,7 +31,11 @@ def write(text: str) -> None:
     if sys.stdout is None:
         return
     try:
-        sys.stdout.write(text)
+        if isinstance(text, bytes):
+            sys.stdout.flush()
+            sys.stdout.buffer.write(text)
+        else:
+            sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
         lost(error)

@@ -310,15 +310,17 @@ def test_a_pool_above_a_hole_is_valid_where_the_topology_shows_it() -> None:
     assert [problem.code for problem in problems_of(text)] == ["pool-outside-memory"]
     node = "node-id = <0>; memory-base = <0>; memory-size = <0x280000000>; cpus = <0>;"
     topology = f"topology {{ numa-nodes {{ node@0 {{ {node} }}; }}; }};"
-    assert problems_of(text.replace("devices {", topology + "devices {")) == []
+    found = problems_of(text.replace("devices {", topology + "devices {"))
+    assert [problem.code for problem in found] == ["numa-cpu-unlisted"]
 
 
 def test_dangling_references_say_how_to_define_them() -> None:
     owned = "cpus = <2>; memory-base = <0x80000000>; memory-bytes = <0x1000>; devices = <&eth0_vf3>;"
     instances = f"instances {{ a {{ resources {{ {owned} }}; }}; }};"
     text = BASE.removesuffix("};\n") + instances + "\n};\n"
-    (problem,) = problems_of(text, baseline=False)
+    problem, unallocated = problems_of(text, baseline=False)
     assert problem.category == "Dangling phandle reference: eth0_vf3 not defined"
+    assert unallocated.code == "cpu-unallocated"
     assert problem.suggestion == "Define it: eth0_vf3: ethernet-vf@3 { parent = <&eth0>; vf-id = <3>; };"
     defined = text.removesuffix("};\n") + problem.suggestion.removeprefix("Define it: ") + "\n};\n"
-    assert problems_of(defined, baseline=False) == []
+    assert problems_of(defined, baseline=False) == [unallocated]

@@ -26,9 +26,14 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="with --apply: say what would change, and write nothing"
     )
+    add_report_options(parser)
+    add_format_option(parser)
+
+
+def add_report_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for how much of a validation is printed."""
     parser.add_argument("--report", action="store_true", help="print the full validation report")
     parser.add_argument("--verbose", action="store_true", help="print every device and NUMA node")
-    add_format_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
         applied += [_outcome(changed, args.dry_run), f"  Baseline: {target.root / 'device_tree'}"]
         applied += [target.label] if target.label else []
     if not valid and not (args.report and args.format == "text"):
-        _print_problems(problems)  # the text report holds them itself
-    print_result(data, args.format, lambda: "\n".join([*_text(args, found, problems), *applied]))
+        print_problems(problems)  # the text report holds them itself
+    print_result(data, args.format, lambda: "\n".join([*text(args, found, problems), *applied]))
     return 0 if valid else 1
 
 
@@ -74,15 +79,23 @@ def _outcome(changed: bool, dry_run: bool) -> str:
     )
 
 
-def _print_problems(problems: list[Problem]) -> None:
+def print_problems(problems: list[Problem]) -> None:
+    """Show problems on standard error."""
     for problem in problems:
         print(problem.render() + "\n", file=sys.stderr)
 
 
-def _text(args: argparse.Namespace, found: Interpretation, problems: list[Problem]) -> list[str]:
+def text(
+    args: argparse.Namespace,
+    found: Interpretation,
+    problems: list[Problem],
+    what: str = "Baseline validation",
+) -> list[str]:
+    """Return the outcome of a validation as text, as long as ``--report`` and ``--verbose`` ask for."""
     resources = found.system.resources if found.system else None
     if args.report:
-        lines = report.validation_report(resources, problems).split("\n")
+        instances = found.system.instances if found.system else ()
+        lines = report.validation_report(resources, problems, instances, what).split("\n")
         if args.verbose and resources is not None and is_valid(problems):
             at = next(index for index, line in enumerate(lines) if line.startswith("  Devices:")) + 1
             lines[at:at] = report.inventory_details(resources)
@@ -93,4 +106,4 @@ def _text(args: argparse.Namespace, found: Interpretation, problems: list[Proble
     if is_valid(problems):
         for problem in problems:
             lines += [problem.render(), ""]
-    return [*lines, *report.verdict(problems)]
+    return [*lines, *report.verdict(problems, what)]

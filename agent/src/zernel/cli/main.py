@@ -23,6 +23,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "kernel": ("zernel.cli.kernel", "report the running kernel's options for machine learning"),
     "sysctl": ("zernel.cli.sysctl", "plan or apply the tuned sysctls, read back"),
     "init": ("zernel.cli.init", "validate a baseline device tree; with --apply, hand it to the kernel"),
+    "validate": ("zernel.cli.validate", "validate any device tree: a baseline, a whole system, an overlay"),
+    "convert": ("zernel.cli.convert", "convert a valid device tree between source (DTS) and blob (DTB)"),
     "create": ("zernel.cli.create", "create a kernel instance"),
     "update": ("zernel.cli.update", "change what a kernel instance owns"),
     "delete": ("zernel.cli.delete", "delete a kernel instance"),

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 
 from zernel.devicetree.device_rules import InstanceCheck, check_device_uses
-from zernel.devicetree.free import first_fit, first_run, free_cpus, free_memory, without
+from zernel.devicetree.free import first_fit, first_run, free_memory, without
 from zernel.devicetree.model import MAX_INSTANCE_ID, PAGE_BYTES, Instance, System
 from zernel.devicetree.reading import Origins
 from zernel.devicetree.topology_rules import check_topology
@@ -54,11 +54,9 @@ class _Check(InstanceCheck):
         self.check_cpu_overlaps()
         self.check_memory_overlaps()
         self.check_memory_sum()
-        return [
-            *self.problems,
-            *check_topology(self.system, self.origins),
-            *check_device_uses(self.system, self.origins),
-        ]
+        self.problems += check_topology(self.system, self.origins)
+        check_device_uses(self.system, self.origins, self.problems)
+        return self.problems
 
     # -- names and ids --------------------------------------------------------------------------------------
 
@@ -154,7 +152,7 @@ class _Check(InstanceCheck):
     def suggest_cpus(self, index: int) -> str:
         """Return the advice for an instance whose CPUs cannot be had."""
         instance = self.system.instances[index]
-        free = free_cpus(self.resources, without(self.system, index))
+        free = self.free_cpus(index)
         run = first_run(free, len(set(instance.cpus)))
         if run:
             return f"Change {instance.name} to use CPUs {format_cpus(run)}"

@@ -3,31 +3,38 @@
 
 from __future__ import annotations
 
-from zernel.devicetree.free import free_parts, without
-from zernel.devicetree.model import Device, DeviceUse, Instance, System
-from zernel.devicetree.reading import Origins
+from collections import Counter
+from itertools import chain, islice
+
+from zernel.devicetree.free import parts_of
+from zernel.devicetree.model import Device, DeviceUse, System
+from zernel.devicetree.reading import Findings, Origins
 from zernel.devicetree.units import format_cpus
 from zernel.errors import Problem
 
 
-def check_device_uses(system: System, origins: Origins) -> list[Problem]:
-    """Return everything that is wrong with the devices of the instances."""
-    check = _Check(system, origins)
+def check_device_uses(system: System, origins: Origins, problems: list[Problem]) -> None:
+    """Add everything that is wrong with the devices of the instances to ``problems``."""
+    check = _Check(system, origins, problems)
     for index, instance in enumerate(system.instances):
-        for use in dict.fromkeys(instance.devices):
-            check.check_device(index, instance, use)
+        for use, count in Counter(instance.devices).items():
+            check.check_device(index, use, count)
     check.check_device_sharing()
-    return check.problems
 
 
 class InstanceCheck:
     """Rules for the instances of a state; what breaks them is collected in ``problems``."""
 
-    def __init__(self, system: System, origins: Origins) -> None:
+    def __init__(self, system: System, origins: Origins, problems: list[Problem] | None = None) -> None:
         self.system = system
         self.resources = system.resources
         self.origins = origins
-        self.problems: list[Problem] = []
+        self.problems = Findings() if problems is None else problems
+        # What is free is counted at the first suggestion, once: each problem has one.
+        self._takers: Counter[int] | None = None
+        self._available: list[int] = []
+        self._taken_parts: set[DeviceUse] | None = None
+        self._free_parts: dict[str, list[DeviceUse]] = {}
 
     def add(self, code: str, category: str, index: int, name: str, **rest: object) -> None:
         """Add a problem of the instance at ``index``, located at its property ``name``."""
@@ -35,13 +42,39 @@ class InstanceCheck:
         rest.setdefault("locations", self.origins.at("instances", index, name))
         self.problems.append(Problem(code, category, **rest))  # type: ignore[arg-type]
 
+    def free_cpus(self, index: int) -> list[int]:
+        """Return the CPUs, ascending, that the instance at ``index`` could have: nobody else has them."""
+        if self._takers is None:
+            self._takers = Counter(
+                chain.from_iterable(set(instance.cpus) for instance in self.system.instances)
+            )
+            cpus = self.resources.cpus
+            usable = set(cpus.available).difference(cpus.host_reserved)
+            self._available = sorted(cpu for cpu in usable if cpu < cpus.total)
+        own, takers = set(self.system.instances[index].cpus), self._takers
+        return [cpu for cpu in self._available if takers[cpu] == (cpu in own)]
+
+    def free_parts(self, device: Device) -> list[DeviceUse]:
+        """Return the parts of ``device`` that can be given away and that no instance has."""
+        if self._taken_parts is None:
+            self._taken_parts = {use for instance in self.system.instances for use in instance.devices}
+        if device.name not in self._free_parts:
+            taken = self._taken_parts
+            free = [] if DeviceUse(device.name) in taken else parts_of(device)
+            self._free_parts[device.name] = [part for part in free if part not in taken]
+        return self._free_parts[device.name]
+
 
 class _Check(InstanceCheck):
-    def __init__(self, system: System, origins: Origins) -> None:
-        super().__init__(system, origins)
+    def __init__(self, system: System, origins: Origins, problems: list[Problem]) -> None:
+        super().__init__(system, origins, problems)
         self.devices = {device.name: device for device in reversed(system.resources.devices)}
+        self.parts = {
+            name: (frozenset(device.available_vfs), frozenset(device.available_ns))
+            for name, device in self.devices.items()
+        }
 
-    def check_device(self, index: int, instance: Instance, use: DeviceUse) -> None:
+    def check_device(self, index: int, use: DeviceUse, count: int) -> None:
         device = self.devices.get(use.device)
         if device is None:
             self.unknown_device(index, use)
@@ -56,9 +89,9 @@ class _Check(InstanceCheck):
                 index,
                 "devices",
                 explanation=(f"Requested device: {use}, the whole of it",),
-                suggestion=self.suggest_part(index, device),
+                suggestion=self.suggest_part(device),
             )
-        if instance.devices.count(use) > 1:
+        if count > 1:
             self.add(
                 "device-duplicate",
                 f"Device {use} is listed twice",
@@ -70,7 +103,6 @@ class _Check(InstanceCheck):
     def unknown_device(self, index: int, use: DeviceUse) -> None:
         wanted = "network" if use.vf is not None else "storage" if use.namespace is not None else None
         devices = [device for device in self.resources.devices if wanted in (None, device.category)]
-        others = without(self.system, index)
         names = ", ".join(device.name for device in devices[:16]) or "none"
         explanation = [
             f"Requested device: {use}",
@@ -78,7 +110,8 @@ class _Check(InstanceCheck):
         ]
         note = None
         for device in devices[:4]:
-            free = ", ".join(str(part).partition(":")[2] for part in free_parts(device, others)[:16])
+            parts = self.free_parts(device)[:16]
+            free = ", ".join(str(part).partition(":")[2] for part in parts)
             if use.namespace is not None:
                 explanation.append(f"Available namespaces on {device.name}: {free or 'none'}")
                 if use.namespace in device.host_reserved_ns:
@@ -87,7 +120,8 @@ class _Check(InstanceCheck):
                 explanation.append(f"Available VFs on {device.name}: {free or 'none'}")
                 if use.vf in device.host_reserved_vf:
                     note = f"Note: VF vf{use.vf} is reserved for host kernel"
-        choices = [part for device in devices for part in free_parts(device, others)]
+        every = chain.from_iterable(self.free_parts(device) for device in devices)
+        choices = list(islice(every, 5))
         self.add(
             "device-not-found",
             "Invalid device reference",
@@ -100,7 +134,7 @@ class _Check(InstanceCheck):
                 if choices
                 else "Add the device to the baseline, or leave it out"
             ),
-            did_you_mean=tuple(f"{choice} (available)" for choice in choices[:5]),
+            did_you_mean=tuple(f"{choice} (available)" for choice in choices),
         )
 
     def check_part(self, index: int, device: Device, use: DeviceUse, number: int) -> None:
@@ -109,7 +143,7 @@ class _Check(InstanceCheck):
         else:
             word, plural = "Namespace", "namespaces"
             available, reserved = device.available_ns, device.host_reserved_ns
-        if number in available:
+        if number in self.parts[device.name][use.vf is None]:
             return
         named = "VF ID" if use.vf is not None else word
         outside = f"{named} {number} exceeds available {plural} ({format_cpus(available)})"
@@ -121,11 +155,11 @@ class _Check(InstanceCheck):
             index,
             "devices",
             explanation=(f"Requested device: {use}",),
-            suggestion=self.suggest_part(index, device),
+            suggestion=self.suggest_part(device),
         )
 
-    def suggest_part(self, index: int, device: Device) -> str:
-        parts = free_parts(device, without(self.system, index))
+    def suggest_part(self, device: Device) -> str:
+        parts = self.free_parts(device)
         if parts:
             return f"Change device reference to {parts[0]}"
         return f"Nothing of {device.name} is free: leave it out, or delete the instance that has it"
@@ -169,7 +203,7 @@ class _Check(InstanceCheck):
             )
             if one_use != other_use
             else (),
-            suggestion=self.suggest_part(second, device) if device else None,
+            suggestion=self.suggest_part(device) if device else None,
             alternative=f"Remove {one_use} from {one.name}",
             locations=self.origins.at("instances", first, "devices")
             + self.origins.at("instances", second, "devices"),

@@ -56,16 +56,13 @@ def first_fit(gaps: list[tuple[int, int]], size: int) -> int | None:
     return next((start for start, end in gaps if end - start >= size), None)
 
 
-def free_parts(device: Device, instances: tuple[Instance, ...]) -> list[DeviceUse]:
-    """Return what can still be given away of ``device``: functions, namespaces, or the device itself."""
-    taken = {use for instance in instances for use in instance.devices if use.device == device.name}
-    if DeviceUse(device.name) in taken:
-        return []
+def parts_of(device: Device) -> list[DeviceUse]:
+    """Return what can be given away of ``device``: functions, namespaces, or else itself."""
     parts = [DeviceUse(device.name, vf=vf) for vf in device.available_vfs]
     parts += [DeviceUse(device.name, namespace=namespace) for namespace in device.available_ns]
     if not parts and device.sriov_vfs is None and device.namespaces is None:
         parts = [DeviceUse(device.name)]
-    return [part for part in parts if part not in taken]
+    return parts
 
 
 def node_memory(resources: Resources, nodes: Iterable[int]) -> list[tuple[int, int]]:

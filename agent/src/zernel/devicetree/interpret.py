@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from zernel.devicetree.model import (
     MAX_INSTANCE_ID,
+    MAX_NUMA_NODES,
     Cpus,
     Device,
     DeviceUse,
@@ -34,8 +35,6 @@ _ROOT_NODES = ("resources", "instances", INVENTORY_NODE)
 MAX_INSTANCES = 2047
 """The kernel's ids end there, and so does the number of instances."""
 MAX_DEVICES = 8192
-MAX_NUMA_NODES = 1024
-"""What x86-64 Linux can be built for (MAX_NUMNODES)."""
 
 _INSTANCE_PROPERTIES = (
     "cpus",
@@ -220,7 +219,7 @@ class _Interpreter(Reader):
             # What we write keeps a name that is no label in the property, and a label made of it on the node.
             return label if label and as_label(label) == node.labels[0] else node.labels[0]
         if self.dialect != "kerf":
-            return self.aliases.get(id(node), node.name)
+            return self.aliases.get(id(node)) or node.name.replace("@", "")
         return label or node.name.replace("@", "")
 
     def numa_nodes(self, topology: Node | None) -> tuple[NumaNode, ...]:

@@ -7,9 +7,9 @@ import re
 from collections import Counter
 from itertools import pairwise
 
-from zernel.devicetree.model import MAX_CPU, PAGE_BYTES, Device, Resources
+from zernel.devicetree.model import MAX_CPU, MAX_NUMA_NODES, PAGE_BYTES, Device, DeviceUse, Resources
 from zernel.devicetree.reading import Origins
-from zernel.devicetree.units import format_cpus, format_size
+from zernel.devicetree.units import device_use, format_cpus, format_size
 from zernel.errors import Problem
 
 TYPE_CHECKING = False  # as typing's, whose import would cost every command 3 ms
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _ADDRESS_SPACE = 1 << 64
+MAX_PARTS = 65535
+"""What the SR-IOV capability counts to; namespaces are bounded alike."""
 _PCI_ID = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]", re.IGNORECASE | re.ASCII)
 
 
@@ -214,6 +216,17 @@ def _check_numa(resources: Resources, origins: Origins) -> list[Problem]:
                 )
             )
         ids.setdefault(node.node_id, index)
+        if node.node_id >= MAX_NUMA_NODES:
+            problems.append(
+                Problem(
+                    "numa-id",
+                    f"NUMA node {node.node_id} cannot exist: Linux numbers nodes from 0 to"
+                    f" {MAX_NUMA_NODES - 1}",
+                    subject=subject,
+                    suggestion="Use the number of /sys/devices/system/node/nodeN",
+                    locations=origins.at("numa-nodes", index, "node-id"),
+                )
+            )
         missing = [cpu for cpu in node.cpus if cpu >= resources.cpus.total]
         shared = sorted({cpu for cpu in node.cpus if cpu in owner} | set(_repeated(node.cpus)))
         for code, found, what in (
@@ -254,6 +267,48 @@ def _check_numa(resources: Resources, origins: Origins) -> list[Problem]:
                     + origins.at("numa-nodes", second, "memory-base"),
                 )
             )
+    return problems or _check_numa_covers(resources, origins)
+
+
+def _check_numa_covers(resources: Resources, origins: Origins) -> list[Problem]:
+    """Warn where a topology leaves out CPUs or a part of the pool: policies cannot place these."""
+    if not resources.numa_nodes:
+        return []
+    problems = []
+    listed = {cpu for node in resources.numa_nodes for cpu in node.cpus}
+    nowhere = set(resources.cpus.available).difference(listed)
+    if nowhere:
+        problems.append(
+            Problem(
+                "numa-cpu-unlisted",
+                f"Available CPUs belong to no NUMA node: {format_cpus(nowhere)}",
+                subject="topology",
+                suggestion="Add them to the 'cpus' of their nodes (lscpu)",
+                locations=origins.at("cpus", "available"),
+                severity="WARNING",
+            )
+        )
+    memory = resources.memory
+    at, gaps = memory.pool_base, []
+    for node in sorted(resources.numa_nodes, key=lambda node: node.memory_base):
+        if node.memory_base > at and at < memory.pool_end:
+            gaps.append((at, min(node.memory_base, memory.pool_end)))
+        at = max(at, node.memory_base + node.memory_size)
+    if at < memory.pool_end:
+        gaps.append((at, memory.pool_end))
+    if gaps:
+        shown = ", ".join(f"{start:#x} - {end:#x} ({format_size(end - start)})" for start, end in gaps[:8])
+        problems.append(
+            Problem(
+                "numa-pool-uncovered",
+                "A part of the memory pool belongs to no NUMA node",
+                subject="topology",
+                explanation=(f"Memory without a node: {shown}",),
+                suggestion="Correct 'memory-base' and 'memory-size' of the nodes, or the pool",
+                locations=origins.at("memory", "memory-pool-bytes"),
+                severity="WARNING",
+            )
+        )
     return problems
 
 
@@ -274,6 +329,7 @@ def _check_devices(resources: Resources, origins: Origins) -> list[Problem]:
                 )
             )
         names.setdefault(device.name, index)
+        problems += _check_device_name(device, index, origins)
         if device.numa_node is not None and device.numa_node not in nodes:
             problems.append(
                 Problem(
@@ -310,6 +366,35 @@ def _check_devices(resources: Resources, origins: Origins) -> list[Problem]:
             device.available_ns,
         )
     return problems
+
+
+def _check_device_name(device: Device, index: int, origins: Origins) -> list[Problem]:
+    """Names come from anywhere in a blob, and become labels, node names and words of a command line."""
+    name, kind = device.name, device.kind
+    as_part = device_use(name) if "_vf" in name or "_ns" in name else None
+    if as_part is not None and as_part != DeviceUse(name):
+        why = f"It reads as {as_part}, a part of another device"
+    elif not _plain(name, "._-") or len(name) > 63:
+        why = "A name has 1 to 63 letters, digits, '.', '_' and '-', and begins with a letter or a digit"
+    elif not _plain(kind, ",._+-") or len(kind) > 31:
+        why = f"Its kind, {kind[:60]!r}, is no name of a node: 1 to 31 letters, digits and , . _ + -"
+    else:
+        return []
+    return [
+        Problem(
+            "device-name",
+            f"Device '{name[:60]}' cannot be called so",
+            subject="devices",
+            explanation=(why,),
+            suggestion="Call it as it is called on the host, such as eth0: ethernet@0 { ... }",
+            locations=origins.at("devices", index),
+        )
+    ]
+
+
+def _plain(word: str, others: str) -> bool:
+    """Say whether a word has ASCII letters and digits only, and behind the first one also ``others``."""
+    return word.isascii() and word[:1].isalnum() and all(c.isalnum() or c in others for c in word)
 
 
 def _check_pci_id(
@@ -374,6 +459,10 @@ def _check_parts(
         if reserved or available:
             name = available_name if available else reserved_name
             problem("device-parts", f"'{name}' needs '{count_name}'", name, f"Add '{count_name} = <N>;'")
+        return problems
+    if count > MAX_PARTS:
+        text = f"{count_name} = {count} is no number of {word}s"
+        problem("device-part-count", text, count_name, f"Give how many the device has, {MAX_PARTS} at most")
         return problems
     highest = count - 1 + lowest
     for name, listed in ((reserved_name, reserved), (available_name, available)):

@@ -7,11 +7,13 @@
          there is), ``numa-node-id``, ``/aliases``
 =======  ========================================================================================
 
-They describe the pool and nothing else. What the host keeps is what is below and between it; that is said in a
-warning. What the model has no place for is an error: memory without an address, or in several pieces.
+They describe the pool and nothing else. What the host keeps is what is below and between it; a warning
+says so. What the model has no place for is an error: memory without an address, or in several pieces.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 from zernel.devicetree.model import MAX_CPU, Cpus, Device, Memory, Resources
 from zernel.devicetree.reading import Reader
@@ -154,11 +156,11 @@ def _one_piece(
             at=node.line,
             explanation=f"{format_size(requested)} are asked for in memory@N nodes with a size only:"
             " the kernel places them, and until then nobody can say whether they overlap",
-            suggestion="Write memory-pool-base and memory-pool-bytes in the form of docs/examples/baseline.dts",
+            suggestion="Write memory-pool-base and memory-pool-bytes as docs/examples/baseline.dts does",
         )
         return None
     pieces.sort()
-    for (base, size), (following, _) in zip(pieces, pieces[1:], strict=False):
+    for (base, size), (following, _) in pairwise(pieces):
         if base + size != following:
             shown = ", ".join(f"{start:#x} - {start + length:#x}" for start, length in pieces[:8])
             reader.problem(

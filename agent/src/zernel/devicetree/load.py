@@ -10,11 +10,17 @@ from os import PathLike
 from zernel.devicetree import dts
 from zernel.devicetree.interpret import interpret
 from zernel.devicetree.reading import Interpretation
+from zernel.devicetree.tree import Tree
 from zernel.errors import ZernelError, fail, from_oserror
 
 
 def read_file(path: str | PathLike[str]) -> Interpretation:
-    """Read and interpret a file. Raises `ZernelError` when it cannot be read or is no device tree at all.
+    """Read and interpret a file. Raises `ZernelError` when it cannot be read or is no device tree at all."""
+    return interpret(read_tree(path))
+
+
+def read_tree(path: str | PathLike[str]) -> Tree:
+    """Read a file. Raises `ZernelError` when it cannot be read or is no device tree at all.
 
     Only a regular file is read, up to a bound: a FIFO or a device would block, or never end.
     """
@@ -42,7 +48,7 @@ def read_file(path: str | PathLike[str]) -> Interpretation:
     if data[:4] == b"\xd0\x0d\xfe\xed":
         from zernel.devicetree import fdt  # blobs are rare: source needs none of it
 
-        return interpret(fdt.read(data, str(path)))
+        return fdt.read(data, str(path))
     try:
         # Some editors begin UTF-8 with a byte order mark, which is no part of the source.
         text = data.removeprefix(b"\xef\xbb\xbf").decode()
@@ -54,7 +60,7 @@ def read_file(path: str | PathLike[str]) -> Interpretation:
             explanation=f"Byte {error.start} is not UTF-8, and the file does not begin with a blob's magic",
             suggestion="Give a file of device tree source (.dts)",
         ) from None
-    return interpret(dts.parse(text, str(path)))
+    return dts.parse(text, str(path))
 
 
 def _no_file(path: str, mode: int) -> ZernelError:

@@ -20,6 +20,9 @@ MAX_NODE = 1023
 CPU_AFFINITIES = ("compact", "spread", "local")
 MEMORY_POLICIES = ("local", "interleave", "bind")
 
+MAX_NUMA_NODES = 1024
+"""What x86-64 Linux can be built for (MAX_NUMNODES)."""
+
 
 class Cpus(Record):
     """CPUs: how many there are (numbers 0 to total-1), those that the host keeps, those to give away."""

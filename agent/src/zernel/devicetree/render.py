@@ -8,24 +8,27 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain, count
 
 from zernel.devicetree.model import Device, DeviceUse, Instance, Resources, System
-from zernel.devicetree.tree import Cells, Node, Property, Reference, Tree, Value
+from zernel.devicetree.tree import Cells, Node, Property, Reference, Tree, Value, as_label
 
 
 def system_tree(system: System) -> Tree:
-    """Return the tree of a whole system; reading it back gives an equal model."""
+    """Return the tree of a valid system; reading it back gives an equal model."""
     labels: dict[str, Node] = {}
     root = Node("/", properties=[_text("compatible", "linux,multikernel-host")])
     root.children.append(resources_node(system.resources, labels))
     if system.instances:
-        root.children.append(
-            Node("instances", children=[_instance(instance) for instance in system.instances])
-        )
-        uses = dict.fromkeys(use for instance in system.instances for use in instance.devices)
-        root.children += [
-            _endpoint(use, labels) for use in uses if use.vf is not None or use.namespace is not None
-        ]
+        devices = dict(zip((device.name for device in system.resources.devices), labels, strict=True))
+        used = {DeviceUse(name): label for name, label in devices.items()}
+        endpoints = []
+        for use in dict.fromkeys(use for instance in system.instances for use in instance.devices):
+            if use not in used:
+                endpoints.append(_endpoint(use, devices[use.device], labels))
+                used[use] = endpoints[-1].labels[0]
+        instances = [_instance(instance, used) for instance in system.instances]
+        root.children += [Node("instances", children=instances), *endpoints]
     return Tree(root, labels)
 
 
@@ -59,7 +62,8 @@ def resources_node(resources: Resources, labels: dict[str, Node] | None = None) 
             seen[device.kind] += 1
             devices.children.append(node)
             if labels is not None:
-                labels[device.name] = node
+                node.labels = (_unused(as_label(device.name), labels),)
+                labels[node.labels[0]] = node
         children.append(devices)
     if resources.numa_nodes:
         numa = Node("numa-nodes")
@@ -86,7 +90,7 @@ def _device(device: Device, unit: int) -> Node:
         properties.append(_text("compatible", device.compatible))
     if device.pci_id is not None:
         properties.append(_text("pci-id", device.pci_id))
-    for count_name, count, parts in (
+    for count_name, number, parts in (
         (
             "sriov-vfs",
             device.sriov_vfs,
@@ -98,35 +102,43 @@ def _device(device: Device, unit: int) -> Node:
             (("host-reserved-ns", device.host_reserved_ns), ("available-ns", device.available_ns)),
         ),
     ):
-        if count is not None:
-            properties.append(_cells(count_name, count))
+        if number is not None:
+            properties.append(_cells(count_name, number))
         properties += [_cells(name, *numbers) for name, numbers in parts if numbers]
     if device.numa_node is not None:
         properties.append(_cells("numa-node", device.numa_node))
-    return Node(f"{device.kind}@{unit:x}", (device.name,), properties)
+    return Node(f"{device.kind}@{unit:x}", (), properties)
 
 
-def _endpoint(use: DeviceUse, labels: dict[str, Node]) -> Node:
+def _unused(label: str, labels: dict[str, Node]) -> str:
+    """Return ``label``, or where another name became the same one, it with a number."""
+    choices = chain((label,), (f"{label}_{number}" for number in count(2)))
+    return next(choice for choice in choices if choice not in labels)
+
+
+def _endpoint(use: DeviceUse, device: str, labels: dict[str, Node]) -> Node:
+    """Return the node that stands for a part of a device; ``device`` is the device's label."""
     name, number, key = (
         ("ethernet-vf", use.vf, "vf-id") if use.vf is not None else ("nvme-ns", use.namespace, "namespace-id")
     )
     node = Node(
         f"{name}-{use.device}@{number or 0:x}",
-        (use.label,),
-        [Property("parent", (Cells((Reference(use.device),)),)), _cells(key, number or 0)],
+        (_unused(as_label(use.label), labels),),
+        [Property("parent", (Cells((Reference(device),)),)), _cells(key, number or 0)],
     )
-    labels[use.label] = node
+    labels[node.labels[0]] = node
     return node
 
 
-def _instance(instance: Instance) -> Node:
+def _instance(instance: Instance, labels: dict[DeviceUse, str]) -> Node:
+    """Return an instance's node; ``labels`` says which label stands for what is used of a device."""
     properties = [
         _cells("cpus", *instance.cpus),
         _wide("memory-base", instance.memory_base),
         _wide("memory-bytes", instance.memory_bytes),
     ]
     if instance.devices:
-        values: tuple[Value, ...] = tuple(Cells((Reference(use.label),)) for use in instance.devices)
+        values: tuple[Value, ...] = tuple(Cells((Reference(labels[use]),)) for use in instance.devices)
         properties.append(Property("devices", values))
     if instance.numa_nodes:
         properties.append(_cells("numa-nodes", *instance.numa_nodes))

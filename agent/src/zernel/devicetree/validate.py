@@ -9,7 +9,8 @@ from __future__ import annotations
 from zernel.devicetree.allocations import check_allocations
 from zernel.devicetree.inventory import check_inventory
 from zernel.devicetree.model import System
-from zernel.devicetree.reading import Interpretation, Origins
+from zernel.devicetree.reading import MAX_PROBLEMS, Interpretation, Origins, TooManyProblems
+from zernel.devicetree.units import format_cpus
 from zernel.errors import Problem
 
 
@@ -17,7 +18,10 @@ def validate(system: System, origins: Origins | None = None) -> list[Problem]:
     """Return every problem of the state; an empty list, or one of warnings only, means that it is valid."""
     places = origins or Origins()
     problems = check_inventory(system.resources, places)
-    return problems + check_allocations(system, places)
+    try:
+        return problems + check_allocations(system, places)
+    except TooManyProblems as stopped:
+        return problems + stopped.problems
 
 
 def validate_interpretation(found: Interpretation, *, baseline: bool) -> list[Problem]:
@@ -40,7 +44,28 @@ def validate_interpretation(found: Interpretation, *, baseline: bool) -> list[Pr
         )
     if found.system is not None:
         problems += validate(found.system, found.origins)
-    return problems
+        if not baseline and is_valid(problems):
+            problems += _unallocated(found.system)
+    return problems if len(problems) <= MAX_PROBLEMS else TooManyProblems(problems[:MAX_PROBLEMS]).problems
+
+
+def _unallocated(system: System) -> list[Problem]:
+    """Return the document's warning about CPUs that nobody has, where there are instances at all."""
+    available = set(system.resources.cpus.available)
+    free = available.difference(cpu for instance in system.instances for cpu in instance.cpus)
+    if not system.instances or not free:
+        return []
+    share = round(100 * len(free) / len(available))
+    return [
+        Problem(
+            "cpu-unallocated",
+            f"{len(free)} CPU{'s' * (len(free) != 1)} ({share}% of memory pool)"
+            f" {'is' if len(free) == 1 else 'are'} unallocated",
+            explanation=(f"Unallocated CPUs: {format_cpus(free)}",),
+            suggestion="Give them to an instance, or keep them for one that is created later",
+            severity="WARNING",
+        )
+    ]
 
 
 def is_valid(problems: list[Problem]) -> bool:

@@ -7,7 +7,7 @@ Nothing that was declared is moved without need: an instance keeps its memory's 
 
 from __future__ import annotations
 
-from zernel.devicetree.interpret import Origins
+from zernel.devicetree.reading import Origins
 from zernel.devicetree.model import Instance, System
 from zernel.devicetree.validate import is_valid, validate
 from zernel.errors import Location, Problem, ZernelError

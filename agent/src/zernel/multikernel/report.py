@@ -17,22 +17,41 @@ if TYPE_CHECKING:
 _TITLE = "Multikernel Device Tree Validation Report"
 
 
-def validation_report(resources: Resources | None, problems: list[Problem]) -> str:
+def validation_report(
+    resources: Resources | None,
+    problems: list[Problem],
+    instances: tuple[Instance, ...] = (),
+    what: str = "Baseline validation",
+) -> str:
     """Return the document's validation report as text."""
     lines = [_TITLE, "=" * (len(_TITLE) + 1)]
     lines += [f"Status: {'✓ VALID' if is_valid(problems) else '✗ INVALID'}", ""]
     if resources is not None and is_valid(problems):
         lines += [*inventory_lines(resources), ""]
+        if instances:
+            lines += ["Instances:", *(f"  {line}" for line in _instances_lines(resources, instances)), ""]
     for problem in problems:
         lines += [problem.render(), ""]
-    lines += verdict(problems)
+    lines += verdict(problems, what)
     return "\n".join(lines)
 
 
-def verdict(problems: list[Problem]) -> list[str]:
-    """Return the closing lines of a validation."""
+def _instances_lines(resources: Resources, instances: tuple[Instance, ...]) -> list[str]:
+    cpus = sum(len(instance.cpus) for instance in instances)
+    memory = sum(instance.memory_bytes for instance in instances)
+    available, pool = len(resources.cpus.available), resources.memory.pool_bytes
+    shares = _percent(cpus, available), _percent(memory, pool)
+    return [
+        *(line for instance in instances for line in instance_lines(instance, None)),
+        f"Allocated CPUs: {cpus} of {available} ({shares[0]})",
+        f"Allocated memory: {format_size(memory)} of {format_size(pool)} ({shares[1]})",
+    ]
+
+
+def verdict(problems: list[Problem], what: str = "Baseline validation") -> list[str]:
+    """Return the closing lines of a validation; ``what`` is the subject of "passed"."""
     if is_valid(problems):
-        return ["✓ Baseline validation passed"]
+        return [f"✓ {what} passed"]
     errors = sum(problem.severity != "WARNING" for problem in problems)
     return [f"✗ Validation failed with {errors} error{'s' * (errors != 1)}"]
 
