@@ -7,12 +7,12 @@ import argparse
 import subprocess
 import sys
 
-from benchmarks import provisioning, startup
+from benchmarks import instances, provisioning, startup
 from benchmarks.figures import Figure, table
 from testbed import TestbedError
 from testbed.tools import unwind_when_ended
 
-GROUPS = {"startup": startup.measure, "provisioning": provisioning.measure}
+GROUPS = {"startup": startup.measure, "instances": instances.measure, "provisioning": provisioning.measure}
 
 
 def main() -> int:

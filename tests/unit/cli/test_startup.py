@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from zernel.cli import convert, init, validate
+from zernel.cli.plain import NotPlain, PlainParser
 
 REPO = Path(__file__).resolve().parents[3]
 BIN = Path(sys.executable).parent
@@ -34,6 +38,7 @@ def test_version_imports_next_to_nothing() -> None:
     assert not {name for name in new if name.startswith(("zernel.cli.", "zernel.devicetree"))} - {
         "zernel.cli.main",
         "zernel.cli.output",
+        "zernel.cli.plain",
     }
 
 
@@ -41,7 +46,54 @@ def test_version_imports_next_to_nothing() -> None:
 def test_init_imports_neither_slow_nor_third_party_modules(options: list[str]) -> None:
     new = imported(str(BIN / "zernel"), "init", "--input", BASELINE, *options) - imported("-c", "")
     assert "zernel.devicetree.validate" in new
-    assert new.isdisjoint(THIRD_PARTY | SLOW)
+    assert new.isdisjoint(THIRD_PARTY | SLOW | {"argparse", "gettext", "locale"})
+
+
+# What is written plainly is read without argparse, and nothing else may be read differently.
+INIT_LINES = [
+    ["--input=b", "--report"],
+    ["--report", "--input", "b", "--format", "json"],
+    ["--input=", "--verbose", "--verbose"],
+    ["--input=a", "--input=b=c"],
+    ["--input", "-"],
+    ["--input", "--report"],
+    ["--inp=b"],
+    ["--input=b", "--report=yes"],
+    ["--input=b", "--format=toml"],
+    ["--input=b", "--dry_run"],
+    ["--input=b", "c"],
+    ["--input=b", "--"],
+    ["--input"],
+    [],
+]
+
+
+@pytest.mark.parametrize("words", INIT_LINES)
+def test_a_plain_line_means_what_it_means_to_argparse(words: list[str]) -> None:
+    real = argparse.ArgumentParser()
+    init.register(real)
+    plain = PlainParser()
+    init.register(plain)  # type: ignore[arg-type]
+    try:
+        read = vars(plain.parse(words))
+    except NotPlain:
+        return  # argparse's business
+    assert read == vars(real.parse_args(words))
+
+
+def test_most_lines_are_plain() -> None:
+    plain = PlainParser()
+    init.register(plain)  # type: ignore[arg-type]
+    assert [bool(plain.parse(words)) for words in INIT_LINES[:4]] == [True] * 4
+    for words in INIT_LINES[4:]:
+        with pytest.raises(NotPlain):
+            plain.parse(words)
+
+
+def test_verbs_with_more_than_long_options_are_left_to_argparse() -> None:
+    for verb in (convert, validate):
+        with pytest.raises(NotPlain):
+            verb.register(PlainParser())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("columns", ["60", "0", "wide", "1" * 6000])
@@ -91,7 +143,7 @@ runpy.run_path(program, run_name="__main__")
     [
         ("zernel.cli.main", ["zernel", "init", "--input", BASELINE]),
         ("zernel.errors", ["zernel", "init", "--input", BASELINE]),
-        ("argparse", ["zernel", "init", "--input", BASELINE]),
+        ("argparse", ["zernel", "init", "--inp", BASELINE]),
         ("zernel.devicetree.model", ["zernel", "init", "--input", BASELINE]),
         ("zernel.errors", ["-m", "--version"]),
         ("zernel.service", ["zerneld", "--dump-config"]),

@@ -15,7 +15,14 @@ import sys
 
 from zernel import __version__, streams
 from zernel.cli.output import print_errors
+from zernel.cli.plain import NotPlain, PlainParser
 from zernel.errors import ZernelError, fail, from_oserror, internal
+
+TYPE_CHECKING = False  # as typing's, whose import would cost every command 3 ms
+if TYPE_CHECKING:
+    import argparse
+    from types import ModuleType
+    from typing import Any
 
 # verb: (module, one line of help)
 VERBS: dict[str, tuple[str, str]] = {
@@ -58,21 +65,17 @@ def _run(arguments: list[str]) -> int:
     if arguments == ["--version"]:
         print(f"zernel {__version__}")
         return 0
-    import argparse  # 8 ms, which --version does without
-
     verb = arguments[0] if arguments else ""
     if verb not in VERBS:
         return _without_verb(arguments)
     place, summary = VERBS[verb]
     module = importlib.import_module(place)
-    parser = argparse.ArgumentParser(
-        prog=f"zernel {verb}",
-        description=summary,
-        # argparse imports shutil to learn the width, also where no help is printed: 4 ms.
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=_columns() - 2),
-    )
-    module.register(parser)
-    args = parser.parse_args(arguments[1:])
+    try:
+        plain = PlainParser()
+        module.register(plain)
+        args: Any = plain.parse(arguments[1:])
+    except NotPlain:
+        args = _parsed(verb, summary, module, arguments[1:])
     try:
         return int(module.run(args))
     except ZernelError as error:
@@ -90,6 +93,20 @@ def _run(arguments: list[str]) -> int:
     except ZernelError as lost:  # the errors were shown as text; their JSON found no room
         print_errors(lost, "text")
     return 1
+
+
+def _parsed(verb: str, summary: str, module: ModuleType, words: list[str]) -> argparse.Namespace:
+    """Return the options as argparse reads them; it ends the process for help and wrong usage."""
+    import argparse  # 8 ms, which most command lines of 'zernel init' do without
+
+    parser = argparse.ArgumentParser(
+        prog=f"zernel {verb}",
+        description=summary,
+        # argparse imports shutil to learn the width, also where no help is printed: 4 ms.
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=_columns() - 2),
+    )
+    module.register(parser)
+    return parser.parse_args(words)
 
 
 def _too_deep() -> ZernelError:

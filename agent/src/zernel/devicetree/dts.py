@@ -39,11 +39,9 @@ _TOKEN = re.compile(
 _PLAIN_PROPERTY = re.compile(
     r"\s*=\s*<\s*((?:(?:0x[0-9a-fA-F]{1,16}|[1-9][0-9]{0,18}|0)(?:\s+|(?=>)))*)>\s*;"
 )
-_NUMBER = re.compile(r"(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)(?:[uU]?[lL]{0,2})")
-_NODE_NAME = re.compile(r"[A-Za-z0-9,._+-]+(?:@[A-Za-z0-9,._+-]+)?")
-_PROPERTY_NAME = re.compile(r"[A-Za-z0-9,._+*#?-]+")
 _ESCAPES = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"a": b"\a", b"b": b"\b", b"f": b"\f", b"v": b"\v"}
-# Rare in sources, and so left to re to compile when they are met.
+# Rare in sources, and so left to re to compile when they are met: that takes longer than reading a baseline.
+_NUMBER = r"(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)(?:[uU]?[lL]{0,2})"
 _HEX = r"(?:[0-9a-fA-F]{2})+"
 _ESCAPE = rb"(?s)\\(x[0-9a-fA-F]{1,2}|[0-7]{1,3}|.)"
 
@@ -228,7 +226,7 @@ class _Parser:
                 self.parse_property(stack[-1], name, line)
 
     def open_node(self, stack: list[Node], name: str, labels: list[str], line: int) -> Node:
-        if not _NODE_NAME.fullmatch(name):
+        if not _is_node_name(name):
             raise self.error(
                 f"'{name}' is no node name", "Use letters, digits and , . _ + - with one optional @"
             )
@@ -241,7 +239,7 @@ class _Parser:
         return node
 
     def check_property(self, node: Node, name: str, line: int) -> None:
-        if not _PROPERTY_NAME.fullmatch(name):
+        if "@" in name:  # all else that a word may hold may stand in a name
             raise self.error(f"'{name}' is no property name")
         first = self.property_lines.get((id(node), name))
         if first is not None:
@@ -315,7 +313,7 @@ class _Parser:
         return Cells(tuple(items), bits)
 
     def parse_number(self, bits: int) -> int:
-        match = _NUMBER.fullmatch(self.token)
+        match = re.fullmatch(_NUMBER, self.token)
         if match is None:
             hint = "Numbers are decimal, or hexadecimal with 0x; they cannot be negative"
             raise self.error(f"'{self.token[:40]}' is no number", hint)
@@ -339,6 +337,13 @@ class _Parser:
             self.advance()
         self.advance()
         return bytes(found)
+
+
+def _is_node_name(word: str) -> bool:
+    """Say whether a word is a node's name: an address may stand behind one @, and not all characters may be
+    used."""
+    name, at, address = word.partition("@")
+    return bool(name) and bool(address) == bool(at) and not any(c in "*#?@" for c in name + address)
 
 
 def _unescape(body: str) -> str:
