@@ -99,6 +99,13 @@ def test_a_baseline_of_another_program_gives_the_pool_only() -> None:
     assert [device.name for device in resources.devices] == ["eth0"]
 
 
+def test_a_baseline_with_impossible_cpus_is_refused_at_once() -> None:
+    source = """/dts-v1/; / { resources { cpus = /bits/ 64 <0x100000000000>;
+        memory-base = /bits/ 64 <0x100000>; memory-bytes = /bits/ 64 <0x200000>; }; };"""
+    with pytest.raises(ZernelError, match="format that is not understood"):
+        V1().read_baseline(dtc(source.encode(), "dts", "dtb"))
+
+
 @given(st.binary(max_size=400))
 def test_garbage_is_refused_as_malformed(data: bytes) -> None:
     with pytest.raises(ZernelError):

@@ -15,7 +15,8 @@ from typing import TypeVar
 
 from zernel.devicetree import fdt
 from zernel.devicetree.interpret import INVENTORY_NODE, interpret
-from zernel.devicetree.model import Cpus, Device, DeviceUse, Instance, Memory, Resources
+from zernel.devicetree.kernel_forms import pool_only
+from zernel.devicetree.model import MAX_CPU, Device, DeviceUse, Instance, Resources
 from zernel.devicetree.render import resources_node
 from zernel.devicetree.tree import Node, Property, Tree, WrongType
 from zernel.devicetree.units import device_use
@@ -106,6 +107,8 @@ class V1:
         try:
             cpus = _numbers(pool, "cpus")
             (base,), (size,) = _numbers(pool, "memory-base"), _numbers(pool, "memory-bytes")
+            if max(cpus, default=0) > MAX_CPU:
+                raise WrongType("must hold numbers of CPUs")
         except (WrongType, ValueError):
             raise fail(
                 "baseline-unknown-format",
@@ -233,10 +236,6 @@ def _find(root: Node, name: str) -> Node | None:
 
 
 def _pool_only(tree: Tree, cpus: tuple[int, ...], base: int, size: int) -> Resources:
-    total = max(cpus, default=0) + 1
-    reserved = tuple(sorted(set(range(total)).difference(cpus)))
     container = _find(tree.root, "devices")
     devices = tuple(Device(node.name, "device") for node in (container.children if container else ()))
-    return Resources(
-        Cpus(total, reserved, tuple(sorted(cpus))), Memory(base + size, base, base, size), devices
-    )
+    return pool_only(cpus, base, size, devices)
