@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 from itertools import pairwise
 from typing import Any
 
@@ -131,6 +132,22 @@ def test_a_broken_history_is_no_traceback(host: Host, content: str) -> None:
     file.write_text(content)
     assert f"then remove {file}" in host.refused("rollback")
     host.ok("delete", "web")
+
+
+def test_a_change_that_cannot_be_recorded_is_said_and_recorded_later(host: Host) -> None:
+    host.ok(*DB)
+    (history,) = host.state.rglob("history")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=1", "none", history], check=True)
+    try:
+        shown = host.refused(*WEB)
+    finally:
+        subprocess.run(["umount", history], check=True)
+    assert "The change was made, and could not be recorded" in shown
+    assert "Free some space" in shown
+    assert set(host.instances()) == {"db", "web"}
+    host.ok("delete", "db")
+    host.ok("rollback")
+    assert host.json("rollback")["undone"]["command"] == "zernel create web"
 
 
 def test_sigkill_at_every_moment_of_a_rollback(host: Host, killed: Killed) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from zernel.devicetree.model import Instance
-from zernel.errors import Problem, ZernelError, fail
+from zernel.errors import Problem, ZernelError, fail, os_suggestion
 from zernel.multikernel import state
 from zernel.multikernel.call_journal import CallJournal
 from zernel.multikernel.changes import Step, same, within
@@ -117,7 +117,17 @@ def apply(
         if not undone.left:
             journal.end()
         raise _failed(fs, entry, step, found, refusal, undone)
-    journal.commit(entry, tuple(transaction.id for transaction in applied))
+    try:
+        journal.commit(entry, tuple(transaction.id for transaction in applied))
+    except OSError as error:
+        raise fail(
+            "history-not-written",
+            "The change was made, and could not be recorded",
+            subject=steps[0].name,
+            explanation=f"{journal.done}: {error.strerror or error}",
+            suggestion=os_suggestion(error, "Correct what the line above names")
+            + ": the next command records it, and a rollback needs that",
+        ) from error
     return tuple(applied)
 
 
