@@ -168,6 +168,8 @@ def test_what_cannot_be_changed_in_place_is_refused(host: Host, declare: Declare
     assert "Where an instance's memory begins cannot be changed in place" in shown
     assert "Device eth0:vf1 cannot be changed in place" in shown
     assert "zernel delete web" in shown
+    assert "Line 4: devices: [eth0:vf1]" in shown
+    assert "Line 5: id: 3" in shown
 
 
 @pytest.mark.parametrize(

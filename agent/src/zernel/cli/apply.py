@@ -68,7 +68,10 @@ def run(args: argparse.Namespace) -> int:
     if found.undeclared:
         lines.append(f"Not declared, left alone: {', '.join(found.undeclared)} (--prune deletes them)")
     if not found.steps:
-        done = f"✓ The {len(declarations)} declared instances are as declared: nothing to change"
+        plural = "s are" if len(declarations) > 1 else " is"
+        done = f"✓ {len(declarations)} instance{plural} as declared: nothing to change"
+        if not declarations:
+            done = "✓ No instance is declared: nothing to change"
     elif args.dry_run:
         done = "✓ The plan can be applied (dry run: nothing was written)"
     else:

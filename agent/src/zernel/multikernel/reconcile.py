@@ -37,6 +37,16 @@ _PROPERTIES = {
 }
 """The keys of a declaration, and what the rules for instances call them."""
 
+_ABOUT = {
+    "device-fixed": "devices",
+    "id-fixed": "id",
+    "memory-base-fixed": "memory_base",
+    "memory-cannot-grow": "memory",
+    "not-enough-cpus": "cpu_count",
+    "not-enough-memory": "memory",
+}
+"""Problems of a choice or a change, and the keys that they are about."""
+
 
 class Reconciled(Record):
     """What was done: the instances before and after, by name, and what differs, one step an instance.
@@ -200,10 +210,10 @@ class _Target:
         self.working[one.name] = target
 
     def add(self, one: Declaration, problems: list[Problem] | tuple[Problem, ...]) -> None:
-        """Add problems of a declaration, with its place."""
-        self.problems += [
-            problem.but(locations=problem.locations or (one.places[""],)) for problem in problems
-        ]
+        """Add problems of a declaration, with the place of the key that they are about."""
+        for problem in problems:
+            place = one.places.get(_ABOUT.get(problem.code, ""), one.places[""])
+            self.problems.append(problem.but(locations=problem.locations or (place,)))
 
     def origins(self) -> Origins:
         """Return where the values stand, for the rules."""
