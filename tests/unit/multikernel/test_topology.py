@@ -201,6 +201,50 @@ def test_a_kernel_that_does_not_show_the_wishes_is_believed_and_one_that_shows_o
     assert not same(None, asked)
 
 
+def test_an_update_takes_the_rest_of_its_cores_then_whole_ones_where_it_is(server: Server) -> None:
+    server.create("web", "--cpus=4")
+    server.create("other", "--cpus=5")
+    root = f"--root={server.machine.root}"
+    grown = server.host.json("update", "web", "--cpu-count=4", root)
+    assert (grown["after"]["cpus"], grown["warnings"]) == ([4, 6, 12, 14], [])
+    shared = server.host.json("update", "web", "--add-cpus=13", root)
+    assert [warning["code"] for warning in shared["warnings"]] == ["cpu-core-shared"]
+
+
+def test_an_update_stays_on_the_named_nodes(server: Server) -> None:
+    server.create("web", "--cpu-count=2", "--numa-nodes=0", "--cpu-affinity=compact")
+    words = ("update", "web", f"--root={server.machine.root}")
+    assert server.host.json(*words, "--cpu-count=6")["after"]["cpus"] == [1, 2, 3, 9, 10, 11]
+    assert "2 CPUs cannot be given on NUMA node 0" in server.host.refused(*words, "--cpu-count=8")
+
+
+def test_declared_instances_are_placed_by_their_wishes_and_report_them(
+    server: Server, tmp_path: Path
+) -> None:
+    directory = tmp_path / "instances.d"
+    directory.mkdir()
+    file = directory / "web.yaml"
+    text = (
+        "name: web\ncpu_count: 2\nmemory: 1GB\nnuma_nodes: [1]\ncpu_affinity: spread\nmemory_policy: bind\n"
+    )
+    file.write_text(text)
+    words = ("apply", f"--directory={directory}", f"--root={server.machine.root}")
+    assert server.host.json(*words)["changed"]
+    found = server.host.instances()["web"]
+    assert (found["cpus"], found["memory_base"]) == ([4, 5], 0x800000000)
+    assert (found["numa_nodes"], found["cpu_affinity"], found["memory_policy"]) == ([1], "spread", "bind")
+    assert not server.host.json(*words)["changed"]
+    shown = server.host.ok("show", "--report")
+    assert "  NUMA nodes: 1\n  CPU affinity: spread\n  Memory policy: bind\n" in shown
+    (directory / "db.yaml").write_text("name: db\ncpus: 12\nmemory: 1GB\n")
+    shared = server.host.json(*words)["warnings"]
+    assert [(one["code"], one["instance"], one["line"]) for one in shared] == [("cpu-core-shared", "db", 1)]
+    file.write_text(text.replace("spread", "spraed"))
+    shown = server.host.refused(*words)
+    assert "CPU affinity 'spraed' is unknown" in shown
+    assert "Line 5: cpu_affinity: spraed" in shown
+
+
 def test_warnings_about_other_instances_are_not_repeated(server: Server) -> None:
     server.create("odd", "--cpus=4", "--memory-policy=local", "--memory-base=0x200000000")
     assert set(server.warnings) == {"memory-not-local"}

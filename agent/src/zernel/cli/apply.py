@@ -24,6 +24,9 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="show the plan; same verdict, nothing is changed"
     )
     parser.add_argument("--prune", action="store_true", help="delete the instances that no file declares")
+    parser.add_argument(
+        "--root", type=Path, default=Path("/"), help="where sys/ is, which tells of cores and devices"
+    )
     add_format_option(parser)
 
 
@@ -42,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         declarations, warnings = desired.read_directory(directory)
     target = fs.open_fs()
-    found = reconcile.reconcile(target, declarations, prune=args.prune, dry_run=args.dry_run)
+    found = reconcile.reconcile(target, declarations, prune=args.prune, dry_run=args.dry_run, root=args.root)
     found = found.but(warnings=(*warnings, *found.warnings))
     statuses = found.statuses
     data = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 
 from zernel.cli.output import add_format_option, print_result
 from zernel.devicetree.model import MAX_CPU
@@ -32,6 +33,9 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--devices", metavar="LIST", help="all devices that it shall have, such as gpu0; 'none' for no device"
     )
     parser.add_argument("--dry-run", action="store_true", help="same verdict, but nothing is changed")
+    parser.add_argument(
+        "--root", type=Path, default=Path("/"), help="where sys/ is, which tells of cores and devices"
+    )
     add_format_option(parser)
     parser.set_defaults(wrong_usage=parser.error)
 
@@ -40,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Change the instance; exit 1 with the reason when that cannot be."""
     wish = _wish(args)
     target = fs.open_fs()
-    outcome = operations.update(target, wish, dry_run=args.dry_run)
+    outcome = operations.update(target, wish, dry_run=args.dry_run, root=args.root)
     before, after = outcome.before, outcome.after
     assert before is not None
     assert after is not None

@@ -67,6 +67,18 @@ def choose_cpus(
     )
 
 
+def rest_of_cores(system: System, instance: Instance, topology: Topology) -> list[int]:
+    """Return the free CPUs, ascending, of the cores that ``instance`` alone has a part of."""
+    others = tuple(one for one in system.instances if one.name != instance.name)
+    layout = placement.Layout(system.but(instances=others), topology)
+    own = {layout.core(cpu) for cpu in instance.cpus}
+    return [
+        cpu
+        for cpu in placement.without(layout.free, instance.cpus)
+        if layout.core(cpu) in own and layout.is_whole(cpu)
+    ]
+
+
 def shared_cores(system: System, instance: Instance, topology: Topology) -> list[Problem]:
     """Return a warning when ``instance`` has a part of a core whose other part somebody else has.
 

@@ -98,7 +98,7 @@ def delete(fs: MultikernelFs, name: str, *, dry_run: bool, ensure: bool) -> Outc
         return outcome.but(transactions=apply(fs, wire, journal, "delete", [Step(existing, None)]))
 
 
-def update(fs: MultikernelFs, wish: planning.Update, *, dry_run: bool) -> Outcome:
+def update(fs: MultikernelFs, wish: planning.Update, *, dry_run: bool, root: Path = Path("/")) -> Outcome:
     """Change what an instance owns, by the least that leads there.
 
     Raises `ZernelError`, and then the instance has what it had, or the error says what it has.
@@ -112,7 +112,7 @@ def update(fs: MultikernelFs, wish: planning.Update, *, dry_run: bool) -> Outcom
         existing = current.instance(wish.name)
         if existing is None:
             raise planning.not_there(wish.name, list(current.statuses))
-        after, problems = planning.update(current.system, existing, wish)
+        after, problems = planning.update(current.system, existing, wish, root)
         if not is_valid(problems):
             raise ZernelError(*problems)
         status = current.statuses[wish.name]

@@ -17,7 +17,7 @@ from zernel.multikernel import allocate
 from zernel.multikernel.changes import Step, check_in_place, differences, kept, operations
 from zernel.multikernel.journal import Entry
 from zernel.record import Record
-from zernel.topology import Topology, locate_devices
+from zernel.topology import UNKNOWN, Topology, locate_devices
 from zernel.topology import read as read_topology
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ def plan(system: System, request: Request, root: Path = Path("/")) -> tuple[Inst
     topology = read_topology(system.resources, root)
     if not topology.foreign:
         system = system.but(resources=locate_devices(system.resources, root))
-    problems = _unknown_topology(request, topology)
+    problems = unknown_topology(request.name, request.cpu_affinity, topology)
 
     def choose(given: T | None, choice: Callable[[], T], stand_in: T) -> T:
         if given is not None:
@@ -111,16 +111,16 @@ def plan(system: System, request: Request, root: Path = Path("/")) -> tuple[Inst
     return instance, problems + allocate.shared_cores(system, instance, topology)
 
 
-def _unknown_topology(request: Request, topology: Topology) -> list[Problem]:
-    """Say that cores are not known, where that matters: for another machine's baseline only when it is
-    asked for, as nobody expects to find that one's cores here."""
-    if topology.unknown is None or (topology.foreign and request.cpu_affinity is None):
+def unknown_topology(name: str, affinity: str | None, topology: Topology) -> list[Problem]:
+    """Say that cores are not known, where that matters: for another machine's baseline only when an affinity
+    is asked for, as nobody expects to find that one's cores here."""
+    if topology.unknown is None or (topology.foreign and affinity is None):
         return []
     return [
         Problem(
             "topology-unknown",
             "SMT siblings are not known: each CPU counts as a core of its own",
-            subject=request.name,
+            subject=name,
             explanation=(topology.unknown[0].upper() + topology.unknown[1:],),
             suggestion="Choose the CPUs by yourself where cores matter: --cpus=LIST",
             severity="WARNING",
@@ -194,13 +194,16 @@ def not_there(name: str, names: list[str]) -> ZernelError:
     return ZernelError(error.problems[0].but(did_you_mean=tuple(close)))
 
 
-def update(system: System, existing: Instance, wish: Update) -> tuple[Instance, list[Problem]]:
-    """Return what ``existing`` shall be, with everything that is wrong with it."""
+def update(
+    system: System, existing: Instance, wish: Update, root: Path = Path("/")
+) -> tuple[Instance, list[Problem]]:
+    """Return what ``existing`` shall be, with everything that is wrong with it. ``root`` is where sys/ is."""
+    topology = read_topology(system.resources, root)
     problems: list[Problem] = []
     cpus = existing.cpus if wish.cpus is None else wish.cpus
     if wish.cpu_count is not None:
         try:
-            cpus = resized(system, existing, wish.cpu_count)
+            cpus = resized(system, existing, wish.cpu_count, topology)
         except ZernelError as error:
             problems.extend(error.problems)
     has, there, gone = set(existing.cpus), "the instance has it already", "the instance does not have it"
@@ -234,38 +237,46 @@ def update(system: System, existing: Instance, wish: Update) -> tuple[Instance, 
     problems += check_in_place(existing, after, system.resources)
     if not set(after.cpus) <= has:
         rest = system.but(instances=tuple(one for one in system.instances if one.name != existing.name))
-        problems += allocate.shared_cores(rest, after, read_topology(system.resources))
+        problems += allocate.shared_cores(rest, after, topology)
     return after, problems
 
 
-def resized(system: System, existing: Instance, count: int) -> tuple[int, ...]:
-    """Return ``count`` CPUs: those there are and free ones, the nearest above first; or the lowest of them.
+def resized(system: System, existing: Instance, count: int, topology: Topology = UNKNOWN) -> tuple[int, ...]:
+    """Return ``count`` CPUs: those there are and free ones; or the lowest of those there are.
 
-    Raises `ZernelError` when there are too few.
+    What comes is the rest of its own cores, then what its wishes want, on the nodes where it is if these have
+    enough; where neither cores nor wishes are known, the nearest above. Raises `ZernelError` when there are
+    too few.
     """
     has = tuple(sorted(existing.cpus))
     if count <= len(has):
         return has[:count]
-    wanted = count - len(has)
-    if existing.numa_nodes or existing.cpu_affinity is not None:
-        return tuple(sorted((*has, *_more_cpus(system, existing, wanted))))
+    if topology.siblings or existing.numa_nodes or existing.cpu_affinity is not None:
+        return tuple(sorted((*has, *_more_cpus(system, existing, count - len(has), topology))))
     free = free_cpus(system.resources, system.instances)
-    following = tuple(range(has[-1] + 1, has[-1] + 1 + wanted)) if has else ()
+    following = tuple(range(has[-1] + 1, has[-1] + 1 + count - len(has))) if has else ()
     if not set(following) <= set(free) or not following:
-        following = allocate.choose_cpus(system, wanted, existing.name)
+        following = allocate.choose_cpus(system, count - len(has), existing.name)
     return tuple(sorted((*has, *following)))
 
 
-def _more_cpus(system: System, existing: Instance, count: int) -> tuple[int, ...]:
-    """Return free CPUs as the instance's wishes want them; on the nodes where it is, if these have enough."""
-    topology = read_topology(system.resources)
+def _more_cpus(system: System, existing: Instance, count: int, topology: Topology) -> list[int]:
+    own: list[int] = []
+    if existing.cpu_affinity != "spread":
+        own = allocate.rest_of_cores(system, existing, topology)[:count]
+    if len(own) == count:
+        return own
+    grown = existing.but(cpus=(*existing.cpus, *own))
+    system = system.but(
+        instances=tuple(grown if one.name == existing.name else one for one in system.instances)
+    )
     near = existing.numa_nodes if existing.cpu_affinity == "spread" else memory_nodes(system, existing)
     wishes = allocate.Wishes(near, existing.cpu_affinity, None, existing.devices)
     try:
-        return allocate.choose_cpus(system, count, existing.name, wishes, topology)
+        return [*own, *allocate.choose_cpus(system, count - len(own), existing.name, wishes, topology)]
     except ZernelError:
         wishes = wishes.but(numa_nodes=existing.numa_nodes)
-        return allocate.choose_cpus(system, count, existing.name, wishes, topology)
+        return [*own, *allocate.choose_cpus(system, count - len(own), existing.name, wishes, topology)]
 
 
 def check_growth(system: System, existing: Instance, after: Instance) -> list[Problem]:

@@ -7,6 +7,8 @@ Nothing that was declared is moved without need: an instance keeps its memory's 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from zernel.devicetree.reading import Origins
 from zernel.devicetree.model import Instance, System
 from zernel.devicetree.validate import is_valid, validate
@@ -65,11 +67,17 @@ class Reconciled(Record):
 
 
 def reconcile(
-    fs: MultikernelFs, declarations: list[Declaration], *, prune: bool, dry_run: bool
+    fs: MultikernelFs,
+    declarations: list[Declaration],
+    *,
+    prune: bool,
+    dry_run: bool,
+    root: Path = Path("/"),
 ) -> Reconciled:
     """Make the instances what is declared; with ``prune``, delete those that no file names.
 
-    Raises `ZernelError`, and then all is as it was, or the error says what is not.
+    ``root`` is where sys/ is, which tells of the host's cores. Raises `ZernelError`, and then all is as it
+    was, or the error says what is not.
     """
     wire = V1()
     with change(fs, wire, dry_run) as (journal, settled):
@@ -78,7 +86,7 @@ def reconcile(
         declared = {one.name for one in declarations}
         others = tuple(one.name for one in before if one.name not in declared)
         base = tuple(one for one in before if one.name in declared or not prune)
-        after, problems = _Target(System(current.system.resources, base), declarations).run()
+        after, problems = _Target(System(current.system.resources, base), declarations, root).run()
         if not is_valid(problems):
             raise ZernelError(*problems)
         steps = order(before, after)
@@ -108,10 +116,10 @@ def _net(before: tuple[Instance, ...], after: tuple[Instance, ...]) -> tuple[Ste
 class _Target:
     """Finds the final state: what is given first, then what is left open, so that neither is in the way."""
 
-    def __init__(self, system: System, declarations: list[Declaration]) -> None:
-        self.topology = read_topology(system.resources)
+    def __init__(self, system: System, declarations: list[Declaration], root: Path) -> None:
+        self.topology = read_topology(system.resources, root)
         foreign = self.topology.foreign
-        self.resources = system.resources if foreign else locate_devices(system.resources)
+        self.resources = system.resources if foreign else locate_devices(system.resources, root)
         self.there = {one.name: one for one in system.instances}
         self.working = dict(self.there)
         self.declarations = declarations
@@ -141,7 +149,19 @@ class _Target:
             kind = "memory-" if problem.code.startswith("memory-") else problem.code
             if (problem.subject, kind) not in self.open:
                 self.problems.append(problem)
+        for one in self.declarations:
+            self.check_cores(one)
         return tuple(self.working.values()), self.problems
+
+    def check_cores(self, one: Declaration) -> None:
+        """Warn where an instance that gets CPUs now shares a core, or where cores are not known."""
+        target, here = self.working[one.name], self.there.get(one.name)
+        if here is not None and set(target.cpus) <= set(here.cpus):
+            return
+        others = tuple(other for other in self.working.values() if other.name != one.name)
+        rest = System(self.resources, others)
+        self.add(one, planning.unknown_topology(one.name, one.cpu_affinity, self.topology))
+        self.add(one, allocate.shared_cores(rest, target, self.topology))
 
     def place_given(self, one: Declaration) -> None:
         here = self.there.get(one.name)
@@ -161,7 +181,7 @@ class _Target:
             return
         cpus = here.cpus if one.cpus is None else one.cpus
         if one.cpu_count is not None and one.cpu_count < len(cpus):
-            cpus = planning.resized(self.system, here, one.cpu_count)
+            cpus = planning.resized(self.system, here, one.cpu_count, self.topology)
         self.working[one.name] = here.but(
             cpus=cpus,
             memory_bytes=min(here.memory_bytes, one.memory_bytes),
@@ -177,7 +197,7 @@ class _Target:
         target = self.working[one.name]
         if one.cpu_count is not None and one.cpu_count > len(target.cpus):
             try:
-                target = target.but(cpus=planning.resized(self.system, target, one.cpu_count))
+                target = target.but(cpus=planning.resized(self.system, target, one.cpu_count, self.topology))
             except ZernelError as error:
                 self.add(one, error.problems)
         grown = target.but(memory_bytes=one.memory_bytes)
