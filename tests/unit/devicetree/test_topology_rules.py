@@ -168,7 +168,7 @@ def test_what_is_where_it_wants_to_be_is_valid(values: dict[str, str]) -> None:
             22,
             "WARNING",
             "Memory is not interleaved",
-            "Use memory-policy local or bind",
+            "Name nodes whose memory has neighbouring addresses, or use memory-policy local or bind",
         ),
     ],
 )

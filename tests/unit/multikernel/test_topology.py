@@ -160,6 +160,16 @@ def test_an_interleave_is_a_range_across_the_border_and_says_that_it_is_no_more(
     assert "4GB on NUMA node 0, 4GB on NUMA node 1" in warning["message"]
 
 
+def test_an_interleave_that_another_instance_is_in_the_way_of_names_it(server: Server) -> None:
+    server.create("first", "--cpu-count=2", "--numa-nodes=1")
+    words = ("--cpu-count=2", "--numa-nodes=0,1", "--memory=40GB", "--memory-policy=interleave")
+    assert "40GB of memory cannot be given" in server.host.refused(*server.words("wide", *words))
+    words = (*words[:2], "--memory=8GB", words[3])
+    assert server.create("wide", *words).memory_base == 0x200000000
+    (warning,) = server.warnings.values()
+    assert warning["suggestion"].startswith("Move first away from the nodes' border")
+
+
 def test_what_was_asked_for_is_shown_and_compared(server: Server) -> None:
     words = ("--cpu-count=2", "--numa-nodes=1", "--cpu-affinity=compact", "--memory-policy=bind")
     server.create("web", *words)

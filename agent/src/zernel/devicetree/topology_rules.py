@@ -297,10 +297,14 @@ class _Check(InstanceCheck):
         """Say what of an interleave there is: an instance's memory is one range, whose pages lie in order."""
         shares, words = self.shares(instance)
         on_all = len(nodes) > 1 and set(nodes) <= shares.keys()
-        better = None
+        better, border = None, ""
         if not on_all:
-            gaps = free_memory(self.resources.memory, without(self.system, index))
-            better = divided_fit(self.resources, gaps, nodes, instance.memory_bytes)
+            memory, others, size = self.resources.memory, without(self.system, index), instance.memory_bytes
+            better = divided_fit(self.resources, free_memory(memory, others), nodes, size)
+            alone = divided_fit(self.resources, free_memory(memory, ()), nodes, size)
+            if better is None and alone is not None:
+                inside = [o.name for o in others if o.memory_base < alone + size and alone < o.memory_end]
+                border = f"Move {' and '.join(inside[:4])} away from the nodes' border"
         self.add(
             "memory-not-interleaved",
             "Memory is divided between NUMA nodes, not interleaved"
@@ -318,7 +322,8 @@ class _Check(InstanceCheck):
                 if better is not None
                 else "Interleave in the instance, where it pays: numactl --interleave=all PROGRAM"
                 if on_all
-                else "Use memory-policy local or bind, or name nodes whose memory has neighbouring addresses"
+                else f"{border or 'Name nodes whose memory has neighbouring addresses'},"
+                " or use memory-policy local or bind"
             ),
             severity="WARNING",
         )
