@@ -61,7 +61,7 @@ class Problem(Record):
         file = None
         for location in self.locations:
             if location.file != file:
-                lines += ["", f"  In file {location.file}:"]
+                lines += ["", f"  In file {location.file}{':' if location.line is not None else ''}"]
                 file = location.file
             if location.line is not None:
                 lines.append(f"    Line {location.line}: {(location.source or '').strip()}".rstrip())

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import yaml
 
+from zernel.devicetree import fdt
 from zernel.devicetree.load import read_file
+from zernel.devicetree.render import system_tree
 from zernel.multikernel.overlay import V1
 
 from .command import EXAMPLES, refused, zernel
@@ -87,3 +89,9 @@ def test_errors_name_file_and_line_in_source_and_the_file_of_a_blob(tmp_path: Pa
     file = tmp_path / "seven.dts"
     file.write_text(source)
     assert f"In file {file}:\n    Line 11: available = <2 3 4 5 6 7>;" in refused("validate", file)
+    system = read_file(EXAMPLES / "system.dts").system
+    assert system is not None
+    blob = tmp_path / "evil.dtb"
+    blob.write_bytes(fdt.write(system_tree(system)).replace(b"web-server", b"../../evil"))
+    assert refused("validate", blob).startswith("ERROR: Invalid instance name: '../../evil'\n")
+    assert refused("validate", blob).endswith(f"\n  In file {blob}\n\n")

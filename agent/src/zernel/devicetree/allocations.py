@@ -64,7 +64,8 @@ class _Check(InstanceCheck):
         names: dict[str, int] = {}
         ids: dict[int, int] = {}
         for index, instance in enumerate(self.system.instances):
-            self.problems += check_name(instance.name)
+            for problem in check_name(instance.name):
+                self.problems.append(problem.but(locations=self.origins.at("instances", index, "name")))
             first = names.setdefault(instance.name, index)
             if first != index:
                 self.add(
@@ -327,6 +328,7 @@ class _Check(InstanceCheck):
                     f"Total memory allocation ({format_size(total)})"
                     f" exceeds memory pool ({format_size(pool)})",
                     suggestion=f"Reduce the instances' memory by {format_size(total - pool)} in all",
+                    locations=self.origins.at("memory", "memory-pool-bytes"),
                 )
             )
 

@@ -45,11 +45,11 @@ def validate_interpretation(found: Interpretation, *, baseline: bool) -> list[Pr
     if found.system is not None:
         problems += validate(found.system, found.origins)
         if not baseline and is_valid(problems):
-            problems += _unallocated(found.system)
+            problems += _unallocated(found.system, found.origins)
     return problems if len(problems) <= MAX_PROBLEMS else TooManyProblems(problems[:MAX_PROBLEMS]).problems
 
 
-def _unallocated(system: System) -> list[Problem]:
+def _unallocated(system: System, origins: Origins) -> list[Problem]:
     """Return the document's warning about CPUs that nobody has, where there are instances at all."""
     available = set(system.resources.cpus.available)
     free = available.difference(cpu for instance in system.instances for cpu in instance.cpus)
@@ -63,6 +63,7 @@ def _unallocated(system: System) -> list[Problem]:
             f" {'is' if len(free) == 1 else 'are'} unallocated",
             explanation=(f"Unallocated CPUs: {format_cpus(free)}",),
             suggestion="Give them to an instance, or keep them for one that is created later",
+            locations=origins.at("cpus", "available"),
             severity="WARNING",
         )
     ]
