@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 
-from zernel.devicetree.tree import Cells, Node, Property, Reference, Tree, Value
+from zernel.devicetree.tree import MAX_NUMBERS, Cells, Node, Property, Reference, Tree, Value
 from zernel.errors import Location, ZernelError, fail
 
 MAX_SOURCE_BYTES = 4 << 20
@@ -298,6 +298,8 @@ class _Parser:
         self.advance()
         items: list[int | Reference] = []
         while not self.is_mark(">"):
+            if len(items) > MAX_NUMBERS:
+                raise self.error(f"the list holds more than {MAX_NUMBERS} numbers", "Check that it is closed")
             if self.kind == "ref" and bits == 32:
                 items.append(Reference(self.token[1:], self.line))
             elif self.kind == "word":
