@@ -51,7 +51,12 @@ def problems_of(**values: str) -> list[Problem]:
             lines.append(line)
         else:
             lines.append("")
-    return validate_interpretation(interpret(parse("\n".join(lines), "numa.dts")), baseline=False)
+    return problems_in("\n".join(lines))
+
+
+def problems_in(text: str) -> list[Problem]:
+    found = validate_interpretation(interpret(parse(text, "numa.dts")), baseline=False)
+    return [problem for problem in found if problem.code != "cpu-unallocated"]  # here are always some
 
 
 @pytest.mark.parametrize(
@@ -217,7 +222,7 @@ def test_without_nodes_in_the_baseline_a_policy_is_no_more_than_a_word(
     text = text.replace('cpu-affinity = "AFFINITY";', 'cpu-affinity = "compact";')
     text = text.replace('memory-policy = "POLICY";', "").replace("devices = <DEVICES>;", "")
     text = text.replace("CPUS", "4").replace("MEMORY", "0x1 0x0")
-    (problem,) = validate_interpretation(interpret(parse(text, "uma.dts")), baseline=False)
+    (problem,) = problems_in(text)
     assert (problem.code, problem.severity) == (code, severity)
     assert problem.suggestion
 

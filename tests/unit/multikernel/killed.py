@@ -62,7 +62,19 @@ def run(moment: int, words: list[str]) -> tuple[int, str]:
 
 
 if __name__ == "__main__":
-    for verb in ("apply", "create", "delete", "exec", "init", "kill", "load", "rollback", "show", "unload", "update"):
+    for verb in (
+        "apply",
+        "create",
+        "delete",
+        "exec",
+        "init",
+        "kill",
+        "load",
+        "rollback",
+        "show",
+        "unload",
+        "update",
+    ):
         importlib.import_module(f"zernel.cli.{verb}")
     for line in sys.stdin:
         print(json.dumps(run(*json.loads(line))), flush=True)

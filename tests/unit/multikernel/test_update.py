@@ -349,7 +349,7 @@ def test_the_report_of_what_is_used(gpus: Host) -> None:
     first, second = found["numa_nodes"]
     assert (first["cpus"]["free"], first["memory"]["free_bytes"]) == ([6, 7], 0)
     assert (second["cpus"]["used"], second["memory"]["used_bytes"]) == ([8], 0)
-    assert found["instances"]["web"]["numa_nodes"] == [0, 1]
+    assert found["instances"]["web"]["cpu_nodes"] == [0, 1]
     assert "utilisation:" in gpus.ok("show", "--report", "--format=yaml")
     gpus.ok("update", "web", "--cpus=2-15")
     assert gpus.json("show", "--report")["warnings"] == []

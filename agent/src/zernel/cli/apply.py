@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from zernel.cli import options
 from zernel.cli.output import add_format_option, print_result
 from zernel.errors import Problem, fail
 from zernel.multikernel import desired, fs, reconcile, report
@@ -24,9 +25,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="show the plan; same verdict, nothing is changed"
     )
     parser.add_argument("--prune", action="store_true", help="delete the instances that no file declares")
-    parser.add_argument(
-        "--root", type=Path, default=Path("/"), help="where sys/ is, which tells of cores and devices"
-    )
+    options.add_root(parser)
     add_format_option(parser)
 
 
@@ -78,6 +77,6 @@ def run(args: argparse.Namespace) -> int:
     elif args.dry_run:
         done = "✓ The plan can be applied (dry run: nothing was written)"
     else:
-        done = f"✓ The plan was applied {told(found.transactions)}"
+        done = f"✓ The plan was applied{told(found.transactions)}"
     print_result(data, args.format, lambda: print_change(lines, found, target, done))
     return 0

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from zernel.cli import options
 from zernel.cli.output import add_format_option, print_result
-from zernel.devicetree.model import CPU_AFFINITIES, MAX_CPU, MEMORY_POLICIES
+from zernel.devicetree.model import CPU_AFFINITIES, MAX_CPU, MAX_INSTANCE_ID, MEMORY_POLICIES
 from zernel.devicetree.units import (
     parse_base,
     parse_cpus,
@@ -23,9 +23,7 @@ from zernel.multikernel.text import change_data, print_change, told
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``zernel create``."""
-    parser.add_argument(
-        "name", metavar="NAME", help="the instance's name; it may stand before or after the options"
-    )
+    options.add_name(parser)
     cpus = parser.add_mutually_exclusive_group(required=True)
     cpus.add_argument("--cpus", metavar="LIST", help="these CPUs, such as 4-7 or 4,5,8-11")
     cpus.add_argument("--cpu-count", metavar="N", help="this many CPUs, chosen from the free ones")
@@ -56,9 +54,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="succeed when the instance is there already with exactly these resources",
     )
-    parser.add_argument(
-        "--root", type=Path, default=Path("/"), help="where sys/ is, which tells of cores and devices"
-    )
+    options.add_root(parser)
     add_format_option(parser)
 
 
@@ -76,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.dry_run:
         done = f"✓ Instance {request.name} can be created (dry run: nothing was written)"
     else:
-        done = f"✓ Instance {request.name} created {told(outcome.transactions)}"
+        done = f"✓ Instance {request.name} created{told(outcome.transactions)}"
     lines = report.instance_lines(instance, outcome.status)
     print_result(data, args.format, lambda: print_change(lines, outcome, target, done))
     return 0
@@ -95,7 +91,7 @@ def _request(args: argparse.Namespace) -> planning.Request:
         ("numa_nodes", lambda: parse_nodes(args.numa_nodes, "--numa-nodes")),
         ("cpu_affinity", lambda: args.cpu_affinity),
         ("memory_policy", lambda: args.memory_policy),
-        ("id", lambda: parse_number(args.id, "--id", 511)),
+        ("id", lambda: parse_number(args.id, "--id", MAX_INSTANCE_ID)),
     )
     for name, read in readers:
         if getattr(args, name) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 
+from zernel.cli import options
 from zernel.cli.output import add_format_option, print_result
 from zernel.multikernel import fs, operations
 from zernel.multikernel.text import change_data, print_change, told
@@ -12,7 +13,7 @@ from zernel.multikernel.text import change_data, print_change, told
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``zernel delete``."""
-    parser.add_argument("name", metavar="NAME", help="the instance's name")
+    options.add_name(parser)
     parser.add_argument("--dry-run", action="store_true", help="same verdict, but nothing is deleted")
     parser.add_argument("--ensure", action="store_true", help="succeed when there is no such instance")
     add_format_option(parser)
@@ -28,6 +29,6 @@ def run(args: argparse.Namespace) -> int:
     elif args.dry_run:
         done = f"✓ Instance {args.name} can be deleted (dry run: nothing was written)"
     else:
-        done = f"✓ Instance {args.name} deleted {told(outcome.transactions)}".rstrip()
+        done = f"✓ Instance {args.name} deleted{told(outcome.transactions)}"
     print_result(data, args.format, lambda: print_change([], outcome, target, done))
     return 0

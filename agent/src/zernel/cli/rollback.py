@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         done = f"✓ {what} can be rolled back (dry run: nothing was written)"
     else:
-        done = f"✓ {what} rolled back {told(found.transactions)}"
+        done = f"✓ {what} rolled back{told(found.transactions)}"
     lines = [line for step in found.steps for line in step_lines(step)]
     print_result(data, args.format, lambda: print_change(lines, found, target, done))
     return 0

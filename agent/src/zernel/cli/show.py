@@ -88,13 +88,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show_report(args: argparse.Namespace) -> int:
+    from zernel.devicetree.validate import unallocated
     from zernel.multikernel import fs, state, transactions, utilisation
     from zernel.multikernel.overlay import V1
 
     target = fs.open_fs()
     with transactions.labelling(target):
         current = state.load(target, V1())
-    warnings = utilisation.warnings(current.system)
+    warnings = unallocated(current.system)
     data = {
         "status": "ok",
         "simulated": target.simulated,

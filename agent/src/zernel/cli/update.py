@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
+from zernel.cli import options
 from zernel.cli.output import add_format_option, print_result
 from zernel.devicetree.model import MAX_CPU
 from zernel.devicetree.units import parse_cpus, parse_devices, parse_memory, parse_number
@@ -17,9 +17,7 @@ from zernel.multikernel.text import change_data, print_change, told, transaction
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``zernel update``."""
-    parser.add_argument(
-        "name", metavar="NAME", help="the instance's name; it may stand before or after the options"
-    )
+    options.add_name(parser)
     parser.add_argument("--cpus", metavar="LIST", help="all CPUs that it shall have, such as 8-19")
     parser.add_argument(
         "--cpu-count",
@@ -33,9 +31,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--devices", metavar="LIST", help="all devices that it shall have, such as gpu0; 'none' for no device"
     )
     parser.add_argument("--dry-run", action="store_true", help="same verdict, but nothing is changed")
-    parser.add_argument(
-        "--root", type=Path, default=Path("/"), help="where sys/ is, which tells of cores and devices"
-    )
+    options.add_root(parser)
     add_format_option(parser)
     parser.set_defaults(wrong_usage=parser.error)
 
@@ -56,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.dry_run:
         done = f"✓ Instance {wish.name} can be updated (dry run: nothing was written)"
     else:
-        done = f"✓ Instance {wish.name} updated {told(outcome.transactions)}"
+        done = f"✓ Instance {wish.name} updated{told(outcome.transactions)}"
     lines = report.instance_lines(after, outcome.status)
     lines += [f"  {operation}" for operation in changes.operations(before, after)]
     print_result(data, args.format, lambda: print_change(lines, outcome, target, done))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import chain, islice
 
-from zernel.devicetree.free import parts_of
+from zernel.devicetree.free import free_parts
 from zernel.devicetree.model import Device, DeviceUse, System
 from zernel.devicetree.reading import Findings, Origins
 from zernel.devicetree.units import format_cpus
@@ -59,9 +59,7 @@ class InstanceCheck:
         if self._taken_parts is None:
             self._taken_parts = {use for instance in self.system.instances for use in instance.devices}
         if device.name not in self._free_parts:
-            taken = self._taken_parts
-            free = [] if DeviceUse(device.name) in taken else parts_of(device)
-            self._free_parts[device.name] = [part for part in free if part not in taken]
+            self._free_parts[device.name] = free_parts(device, self._taken_parts)
         return self._free_parts[device.name]
 
 

@@ -3,7 +3,16 @@
 
 from __future__ import annotations
 
-from zernel.devicetree.model import PAGE_BYTES, Device, DeviceUse, Instance, Memory, Resources, System
+from zernel.devicetree.model import (
+    PAGE_BYTES,
+    Device,
+    DeviceUse,
+    Instance,
+    Memory,
+    NumaNode,
+    Resources,
+    System,
+)
 
 TYPE_CHECKING = False  # as typing's, whose import would cost every command 3 ms
 if TYPE_CHECKING:
@@ -56,13 +65,15 @@ def first_fit(gaps: list[tuple[int, int]], size: int) -> int | None:
     return next((start for start, end in gaps if end - start >= size), None)
 
 
-def parts_of(device: Device) -> list[DeviceUse]:
-    """Return what can be given away of ``device``: functions, namespaces, or else itself."""
+def free_parts(device: Device, taken: set[DeviceUse]) -> list[DeviceUse]:
+    """Return what can be given away of ``device`` and is not ``taken``: functions, namespaces, or itself."""
+    if DeviceUse(device.name) in taken:
+        return []
     parts = [DeviceUse(device.name, vf=vf) for vf in device.available_vfs]
     parts += [DeviceUse(device.name, namespace=namespace) for namespace in device.available_ns]
     if not parts and device.sriov_vfs is None and device.namespaces is None:
         parts = [DeviceUse(device.name)]
-    return parts
+    return [part for part in parts if part not in taken]
 
 
 def node_memory(resources: Resources, nodes: Iterable[int]) -> list[tuple[int, int]]:
@@ -99,12 +110,17 @@ def within(gaps: list[tuple[int, int]], ranges: list[tuple[int, int]]) -> list[t
     return found
 
 
+def bytes_on(node: NumaNode, start: int, end: int) -> int:
+    """Return how many bytes of ``start`` to ``end`` lie on a NUMA node."""
+    return max(0, min(end, node.memory_base + node.memory_size) - max(start, node.memory_base))
+
+
 def memory_shares(resources: Resources, start: int, end: int) -> dict[int | None, int]:
     """Return how many bytes of ``start`` to ``end`` lie on each NUMA node; None: on none of them."""
     shares: dict[int | None, int] = {}
     for node in resources.numa_nodes:
-        held = min(end, node.memory_base + node.memory_size) - max(start, node.memory_base)
-        if held > 0:
+        held = bytes_on(node, start, end)
+        if held:
             shares[node.node_id] = shares.get(node.node_id, 0) + held
     elsewhere = end - start - sum(shares.values())
     if elsewhere > 0:

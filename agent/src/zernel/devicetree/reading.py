@@ -49,14 +49,19 @@ class Origins:
     line of the tree.
 
     A key without the property's name is the node's place. Numbers count items in the model's order.
+    ``places`` is for values that no tree has: those of declared instances stand in files of their own.
     """
 
     def __init__(self, tree: Tree | None = None) -> None:
         self.tree = tree
         self.lines: dict[tuple[str | int, ...], int] = {}
+        self.places: dict[tuple[str | int, ...], tuple[Location, ...]] = {}
 
     def at(self, *key: str | int) -> tuple[Location, ...]:
         """Return the place of ``key``, or of the node around it, or nothing."""
+        place = self.places.get(key) or self.places.get(key[:-1])
+        if place:
+            return place
         line = self.lines.get(key) or self.lines.get(key[:-1])
         return self.tree.location(line) if self.tree is not None and line is not None else ()
 

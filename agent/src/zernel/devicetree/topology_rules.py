@@ -17,8 +17,8 @@ from zernel.devicetree.free import (
     within,
     without,
 )
-from zernel.devicetree.reading import Origins
 from zernel.devicetree.model import CPU_AFFINITIES, MEMORY_POLICIES, Instance, System
+from zernel.devicetree.reading import Origins
 from zernel.devicetree.units import format_cpus, format_size
 from zernel.errors import Problem
 

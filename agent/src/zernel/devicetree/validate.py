@@ -7,6 +7,7 @@ It cannot be switched off. Everything that is wrong is reported at once.
 from __future__ import annotations
 
 from zernel.devicetree.allocations import check_allocations
+from zernel.devicetree.free import free_cpus
 from zernel.devicetree.inventory import check_inventory
 from zernel.devicetree.model import System
 from zernel.devicetree.reading import MAX_PROBLEMS, Interpretation, Origins, TooManyProblems
@@ -45,17 +46,16 @@ def validate_interpretation(found: Interpretation, *, baseline: bool) -> list[Pr
     if found.system is not None:
         problems += validate(found.system, found.origins)
         if not baseline and is_valid(problems):
-            problems += _unallocated(found.system, found.origins)
+            problems += unallocated(found.system, found.origins)
     return problems if len(problems) <= MAX_PROBLEMS else TooManyProblems(problems[:MAX_PROBLEMS]).problems
 
 
-def _unallocated(system: System, origins: Origins) -> list[Problem]:
+def unallocated(system: System, origins: Origins | None = None) -> list[Problem]:
     """Return the document's warning about CPUs that nobody has, where there are instances at all."""
-    available = set(system.resources.cpus.available)
-    free = available.difference(cpu for instance in system.instances for cpu in instance.cpus)
+    free = free_cpus(system.resources, system.instances)
     if not system.instances or not free:
         return []
-    share = round(100 * len(free) / len(available))
+    share = round(100 * len(free) / len(set(system.resources.cpus.available)))
     return [
         Problem(
             "cpu-unallocated",
@@ -63,7 +63,7 @@ def _unallocated(system: System, origins: Origins) -> list[Problem]:
             f" {'is' if len(free) == 1 else 'are'} unallocated",
             explanation=(f"Unallocated CPUs: {format_cpus(free)}",),
             suggestion="Give them to an instance, or keep them for one that is created later",
-            locations=origins.at("cpus", "available"),
+            locations=origins.at("cpus", "available") if origins else (),
             severity="WARNING",
         )
     ]

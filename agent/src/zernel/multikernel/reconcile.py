@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zernel.devicetree.reading import Origins
 from zernel.devicetree.model import Instance, System
+from zernel.devicetree.reading import Origins
 from zernel.devicetree.validate import is_valid, validate
 from zernel.errors import Location, Problem, ZernelError
 from zernel.multikernel import allocate, planning, state

@@ -40,7 +40,7 @@ def _instances_lines(resources: Resources, instances: tuple[Instance, ...]) -> l
     cpus = sum(len(instance.cpus) for instance in instances)
     memory = sum(instance.memory_bytes for instance in instances)
     available, pool = len(resources.cpus.available), resources.memory.pool_bytes
-    shares = _percent(cpus, available), _percent(memory, pool)
+    shares = percent(cpus, available), percent(memory, pool)
     return [
         *(line for instance in instances for line in instance_lines(instance, None)),
         f"Allocated CPUs: {cpus} of {available} ({shares[0]})",
@@ -66,8 +66,8 @@ def inventory_lines(resources: Resources) -> list[str]:
     return [
         "Hardware Inventory:",
         f"  CPUs: {cpus.total} total",
-        f"    Host reserved: {_cpu_share(cpus.host_reserved, cpus.total)}",
-        f"    Memory pool: {_cpu_share(cpus.available, cpus.total)}",
+        f"    Host reserved: {cpu_share(cpus.host_reserved, cpus.total)}",
+        f"    Memory pool: {cpu_share(cpus.available, cpus.total)}",
         f"  Memory: {format_size(memory.total_bytes)} total",
         f"    Host reserved: {format_size(memory.host_reserved_bytes)} ({reserved_share})",
         f"    Memory pool: {format_size(memory.pool_bytes)} at {memory.pool_base:#x} ({pool_share})",
@@ -94,7 +94,8 @@ def inventory_details(resources: Resources) -> list[str]:
     return lines
 
 
-def _cpu_share(cpus: tuple[int, ...], total: int) -> str:
+def cpu_share(cpus: tuple[int, ...] | list[int], total: int) -> str:
+    """Return CPUs with how many and what share of ``total`` they are."""
     return f"{format_cpus(cpus)} ({len(cpus)} CPU{'s' * (len(cpus) != 1)}, {percent(len(cpus), total)})"
 
 

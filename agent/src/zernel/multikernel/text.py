@@ -46,11 +46,11 @@ def print_change(lines: list[str], outcome: Told, fs: MultikernelFs, done: str) 
 
 
 def told(transactions: tuple[Transaction, ...]) -> str:
-    """Return the transactions for a sentence."""
+    """Return the transactions for a sentence's end, with the space before them."""
     if not transactions:
         return ""
     plural = "s" * (len(transactions) != 1)
-    return f"(transaction{plural} {', '.join(f'tx_{one.id}' for one in transactions)})"
+    return f" (transaction{plural} {', '.join(f'tx_{one.id}' for one in transactions)})"
 
 
 def transaction_data(transaction: Transaction) -> dict[str, Any]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from zernel.devicetree.free import free_cpus, free_memory, free_parts
-from zernel.devicetree.model import DeviceUse, Instance, NumaNode, System
+from zernel.devicetree.free import bytes_on, free_cpus, free_memory, free_parts
+from zernel.devicetree.model import Instance, NumaNode, System
 from zernel.devicetree.units import format_cpus, format_size
-from zernel.errors import Problem
-from zernel.multikernel.report import percent, wish_lines
+from zernel.multikernel.report import cpu_share, instance_data, percent, wish_lines
 
 _TITLE = "Multikernel Resource Utilization Report"
 
@@ -17,14 +16,15 @@ _TITLE = "Multikernel Resource Utilization Report"
 def data(system: System, statuses: dict[str, str]) -> dict[str, Any]:
     """Return the figures for JSON and YAML: CPUs as lists, sizes in bytes.
 
-    ``instances`` has each instance's share, ``numa_nodes`` what of the pool lies on each node (memory that
-    no node covers is in none), ``devices`` the parts that can be given away.
+    ``instances`` has each instance and the nodes of its CPUs, ``numa_nodes`` what of the pool lies on each
+    node (memory that no node covers is in none), ``devices`` the parts that can be given away.
     """
     resources, instances = system.resources, system.instances
     pool = resources.memory
     gaps = free_memory(pool, instances)
     blocks = [{"base": start, "bytes": end - start} for start, end in gaps]
     free = sum(end - start for start, end in gaps)
+    taken = {use for one in instances for use in one.devices}
     return {
         "cpus": _cpus(resources.cpus.available, free_cpus(resources, instances)),
         "memory": {
@@ -42,25 +42,14 @@ def data(system: System, statuses: dict[str, str]) -> dict[str, Any]:
                     for use in one.devices
                     if use.device == device.name
                 },
-                "free": [str(part) for part in _free_parts(system, device.name)],
+                "free": [str(part) for part in free_parts(device, taken)],
             }
             for device in resources.devices
         },
         "numa_nodes": [_node(system, node) for node in resources.numa_nodes],
         "instances": {
-            one.name: {
-                "id": one.id,
-                "status": statuses.get(one.name),
-                "cpus": list(one.cpus),
-                "memory_base": one.memory_base,
-                "memory_bytes": one.memory_bytes,
-                "devices": [str(use) for use in one.devices],
-                "numa_nodes": [
-                    node.node_id for node in resources.numa_nodes if set(node.cpus) & set(one.cpus)
-                ],
-                "cpu_affinity": one.cpu_affinity,
-                "memory_policy": one.memory_policy,
-            }
+            one.name: instance_data(one, statuses.get(one.name))
+            | {"cpu_nodes": [node.node_id for node in resources.numa_nodes if set(node.cpus) & set(one.cpus)]}
             for one in instances
         },
     }
@@ -71,17 +60,12 @@ def _cpus(pool: tuple[int, ...], free: list[int]) -> dict[str, Any]:
     return {"total": len(pool), "used": used, "free": free}
 
 
-def _free_parts(system: System, name: str) -> list[DeviceUse]:
-    device = next(device for device in system.resources.devices if device.name == name)
-    return free_parts(device, system.instances)
-
-
 def _node(system: System, node: NumaNode) -> dict[str, Any]:
     resources, memory = system.resources, system.resources.memory
     cpus = tuple(cpu for cpu in resources.cpus.available if cpu in set(node.cpus))
     free = [cpu for cpu in free_cpus(resources, system.instances) if cpu in set(cpus)]
-    total = _overlap(node, memory.pool_base, memory.pool_end)
-    unused = sum(_overlap(node, start, end) for start, end in free_memory(memory, system.instances))
+    total = bytes_on(node, memory.pool_base, memory.pool_end)
+    unused = sum(bytes_on(node, start, end) for start, end in free_memory(memory, system.instances))
     return {
         "node_id": node.node_id,
         "cpus": _cpus(cpus, free),
@@ -90,30 +74,8 @@ def _node(system: System, node: NumaNode) -> dict[str, Any]:
     }
 
 
-def _overlap(node: NumaNode, start: int, end: int) -> int:
-    return max(0, min(node.memory_base + node.memory_size, end) - max(node.memory_base, start))
-
-
 def _is_on(one: Instance, node: NumaNode) -> bool:
-    return bool(set(one.cpus) & set(node.cpus)) or _overlap(node, one.memory_base, one.memory_end) > 0
-
-
-def warnings(system: System) -> list[Problem]:
-    """Return what a person may want to know: CPUs of the pool that no instance has."""
-    free = free_cpus(system.resources, system.instances)
-    if not free:
-        return []
-    total = len(system.resources.cpus.available)
-    share = f"({percent(len(free), total)} of memory pool)"
-    return [
-        Problem(
-            "cpus-unallocated",
-            f"{len(free)} CPUs {share} are unallocated" if len(free) > 1 else f"1 CPU {share} is unallocated",
-            explanation=(f"Free CPUs: {format_cpus(free)}",),
-            suggestion=f"Give them to an instance: zernel update NAME --add-cpus={format_cpus(free)}",
-            severity="WARNING",
-        )
-    ]
+    return bool(set(one.cpus) & set(node.cpus)) or bytes_on(node, one.memory_base, one.memory_end) > 0
 
 
 def lines(system: System, statuses: dict[str, str]) -> list[str]:
@@ -126,8 +88,8 @@ def lines(system: System, statuses: dict[str, str]) -> list[str]:
         _TITLE,
         "=" * len(_TITLE),
         f"CPUs: {cpus['total']} in the memory pool",
-        f"  Used: {_cpu_share(cpus['used'], cpus['total'])}",
-        f"  Free: {_cpu_share(cpus['free'], cpus['total'])}",
+        f"  Used: {cpu_share(cpus['used'], cpus['total'])}",
+        f"  Free: {cpu_share(cpus['free'], cpus['total'])}",
         f"Memory: {format_size(memory['total_bytes'])} in the memory pool",
         f"  Used: {_share(memory['used_bytes'], memory['total_bytes'])}",
         f"  Free: {_share(memory['free_bytes'], memory['total_bytes'])}"
@@ -139,7 +101,7 @@ def lines(system: System, statuses: dict[str, str]) -> list[str]:
         told.append(f"  {name}: used {used or 'none'}; free {', '.join(device['free']) or 'none'}")
     for node in found["numa_nodes"]:
         here, size = node["cpus"], node["memory"]
-        cpus_used = _cpu_share(here["used"], here["total"])
+        cpus_used = cpu_share(here["used"], here["total"])
         memory_used = _share(size["used_bytes"], size["total_bytes"])
         told += [
             f"NUMA node {node['node_id']}: {', '.join(node['instances']) or 'no instance'}",
@@ -149,16 +111,12 @@ def lines(system: System, statuses: dict[str, str]) -> list[str]:
     for one in instances:
         told += [
             f"Instance {one.name} ({statuses[one.name]})",
-            f"  CPUs: {_cpu_share(one.cpus, cpus['total'])}",
+            f"  CPUs: {cpu_share(one.cpus, cpus['total'])}",
             f"  Memory: {_share(one.memory_bytes, memory['total_bytes'])} at {one.memory_base:#x}",
             *([f"  Devices: {', '.join(map(str, one.devices))}"] if one.devices else []),
             *wish_lines(one),
         ]
     return told if instances else [*told, "No instances"]
-
-
-def _cpu_share(cpus: tuple[int, ...] | list[int], total: int) -> str:
-    return f"{format_cpus(cpus)} ({len(cpus)} CPU{'s' * (len(cpus) != 1)}, {percent(len(cpus), total)})"
 
 
 def _share(part: int, whole: int) -> str:
