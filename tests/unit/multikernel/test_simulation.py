@@ -18,8 +18,7 @@ from zernel.devicetree.model import Instance
 from zernel.devicetree.tree import Node, Property, Tree
 from zernel.multikernel.overlay import V1
 
-from .conftest import Host, mounted, wait_until
-from .test_transactions import write_overlay
+from .conftest import Host, mounted, wait_until, write_overlay
 
 
 def number_of(call: Callable[[], object]) -> int | None:
