@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zernel.cli.output import add_format_option, print_result
 from zernel.devicetree.model import Resources
 from zernel.errors import Problem, ZernelError, fail
 from zernel.multikernel import report
+
+if TYPE_CHECKING:
+    from zernel.multikernel.fs import MultikernelFs
+    from zernel.multikernel.state import State
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -48,18 +52,16 @@ def run(args: argparse.Namespace) -> int:
         return _show_hardware(args)
     if args.report:
         return _show_report(args)
-    from zernel.multikernel import fs, planning, state, transactions
-    from zernel.multikernel.overlay import V1
+    from zernel.multikernel import planning, transactions
 
-    target = fs.open_fs()
-    with transactions.labelling(target):
-        current = state.load(target, V1())
-        instances = current.system.instances
-        if args.name is not None:
-            found = current.instance(args.name)
-            if found is None:
+    target, current = _state()
+    instances = current.system.instances
+    if args.name is not None:
+        found = current.instance(args.name)
+        if found is None:
+            with transactions.labelling(target):
                 raise planning.not_there(args.name, [instance.name for instance in instances])
-            instances = (found,)
+        instances = (found,)
     resources = current.system.resources
     data: dict[str, Any] = {
         "status": "ok",
@@ -87,14 +89,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _show_report(args: argparse.Namespace) -> int:
-    from zernel.devicetree.validate import unallocated
-    from zernel.multikernel import fs, state, transactions, utilisation
+def _state() -> tuple[MultikernelFs, State]:
+    """Return the file system and what it holds; raises `ZernelError` when there is none, or no baseline."""
+    from zernel.multikernel import fs, state, transactions
     from zernel.multikernel.overlay import V1
 
     target = fs.open_fs()
     with transactions.labelling(target):
-        current = state.load(target, V1())
+        return target, state.load(target, V1())
+
+
+def _show_report(args: argparse.Namespace) -> int:
+    from zernel.devicetree.validate import unallocated
+    from zernel.multikernel import utilisation
+
+    target, current = _state()
     warnings = unallocated(current.system)
     data = {
         "status": "ok",

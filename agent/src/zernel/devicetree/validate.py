@@ -62,7 +62,8 @@ def unallocated(system: System, origins: Origins | None = None) -> list[Problem]
             f"{len(free)} CPU{'s' * (len(free) != 1)} ({share}% of memory pool)"
             f" {'is' if len(free) == 1 else 'are'} unallocated",
             explanation=(f"Unallocated CPUs: {format_cpus(free)}",),
-            suggestion="Give them to an instance, or keep them for one that is created later",
+            suggestion=f"Give them to an instance (zernel update NAME --add-cpus={format_cpus(free)}),"
+            " or keep them for a later one",
             locations=origins.at("cpus", "available") if origins else (),
             severity="WARNING",
         )
