@@ -162,6 +162,15 @@ def pending(host: Host) -> bool:
     return any(host.state.rglob("journal.json"))
 
 
+def settled_by_next(host: Host, killed: Killed) -> None:
+    """Let the next command settle what a killed one left; it says so, where something was left."""
+    was_pending = pending(host)
+    after, output = killed(-1, "create", "other", "--cpus=31", "--memory=1GB", "--format=json")
+    assert after == 0
+    assert bool(json.loads(output)["notes"]) == was_pending
+    assert not pending(host)
+
+
 def write_overlay(host: Host, blob: bytes) -> None:
     descriptor = os.open(host.root / "overlays/new", os.O_WRONLY)
     os.write(descriptor, blob)

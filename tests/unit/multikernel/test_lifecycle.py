@@ -17,9 +17,6 @@ from host.test_kernel_image import COMPRESSIONS, NAMES
 
 from .conftest import Host
 from .lives import bring, loaded, pending, status, words
-from .test_transactions import faulty
-
-__all__ = ["faulty"]  # a fixture
 
 
 def test_a_whole_life(web: Host, kernel: Path, tmp_path: Path) -> None:

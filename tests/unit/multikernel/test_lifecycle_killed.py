@@ -14,11 +14,8 @@ import pytest
 from zernel.multikernel.kexec import KernelCalls
 from zernel.multikernel.overlay import V1
 
-from .conftest import ZERNEL, Host, wait_until
+from .conftest import ZERNEL, Host, Killed, wait_until, write_overlay
 from .lives import bring, calls, loaded, pending, status, words
-from .test_transactions import Killed, faulty, killed, write_overlay
-
-__all__ = ["faulty", "killed"]  # fixtures
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,8 @@ from zernel.multikernel.kexec import (
 from zernel.multikernel.overlay import V1
 from zernel.multikernel.simulate import SimulatedMultikernel
 
-from .conftest import Host
+from .conftest import Host, write_overlay
 from .lives import calls, status
-from .test_transactions import write_overlay
 
 
 def number_of(call: Callable[[], object]) -> int | None:

@@ -16,9 +16,8 @@ from zernel.multikernel import overlay
 from zernel.multikernel.changes import same
 from zernel.topology import locate_devices, pci_numa_node, read
 
-from .conftest import Host
+from .conftest import Host, write_overlay
 from .test_hardware import Machine
-from .test_transactions import write_overlay
 
 GB = 1 << 30
 
