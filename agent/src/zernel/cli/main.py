@@ -85,7 +85,9 @@ def _run(arguments: list[str]) -> int:
 
 def _too_deep() -> ZernelError:
     return fail(
-        "too-deep", "The input is nested too deeply", suggestion="Flatten it: no device tree needs this"
+        "too-deep",
+        "The input is nested too deeply",
+        suggestion="Flatten it: nothing that Zernel reads needs this",
     )
 
 
