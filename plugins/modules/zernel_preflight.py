@@ -161,6 +161,7 @@ LISTEN = "0A"
 # As in /proc/net/tcp and tcp6: 127.0.0.1, 0.0.0.0, ::ffff:127.0.0.1 and ::. A listener on one of these keeps
 # 127.0.0.1 from being bound.
 IN_THE_WAY = {"0100007F", "00000000", "0000000000000000FFFF00000100007F", "0" * 32}
+OURS = ("zernel-scheduler.service", "zerneld.service")
 DAEMONS = {"scheduler": "zernel.scheduler.daemon", "observe": "zernel.observe.daemon"}
 MODULES = "usr/lib/python3/dist-packages"
 DPKG_SUMS = "/var/lib/dpkg/info/zernel-agent.md5sums"
@@ -187,7 +188,10 @@ def check_system(releases):
     if fields.get("ID") != "debian" or fields.get("VERSION_ID") not in releases:
         problems.append(
             "This is %s; Zernel works on Debian %s. Install one of these."
-            % (fields.get("PRETTY_NAME") or "an unknown system", " and ".join(releases))
+            % (
+                fields.get("PRETTY_NAME") or "an unknown system",
+                " and ".join(releases) or "(none is accepted)",
+            )
         )
     if os.geteuid() != 0:
         problems.append("The tasks do not run as root. Log in as root, or run the play with 'become: true'.")
@@ -239,13 +243,18 @@ def check_ports(ports):
     """Return the ports that a program holds which is not the service that wants them."""
     problems = []
     listening = listeners()
+    if len(set(map(str, ports.values()))) < len(ports):
+        problems.append(
+            "%s are to serve metrics on the same port. Give each its own." % " and ".join(sorted(ports))
+        )
     for service, port in sorted(ports.items()):
         # What is no port number is refused as a setting.
         inodes = listening.get(int(port)) if str(port).isdecimal() else None
         if not inodes:
             continue
         who, group = owner(inodes) or ("another program", "")
-        if "/%s" % service not in group:
+        # One of ours may have it: the play moves or stops that one.
+        if not any("/%s" % ours in group for ours in OURS):
             problems.append(
                 "Port %s, on which %s serves metrics, is taken by %s. Stop that program, or set another port "
                 "in zernel_agent_scheduler_config or zernel_agent_observe_config." % (port, service, who)
@@ -374,7 +383,8 @@ def main():
     target = unpack(module, module.params["package"])
     if target is None:
         problems.append(
-            "The agent's package cannot be unpacked on this host: no dpkg-deb, or no room for it."
+            "The agent's package cannot be unpacked on this host: it is no Debian package, or there is no "
+            "dpkg-deb, or no room for it in the remote temporary directory."
         )
     elif sys.version_info >= (3, 11):
         agent = Agent(module, target)

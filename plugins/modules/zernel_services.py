@@ -16,7 +16,7 @@ description:
     service's journal, and takes a service that systemd skipped because of an unmet condition for a failure.
   - A reload of one of the agent's daemons is waited for. It fails where the daemon kept its old settings, and
     becomes a restart where the daemon says that some of them need one. V(started) does the same for a daemon
-    that runs without all of its settings in use, after a run that was interrupted.
+    that runs without all of its settings in use.
 options:
   services:
     description:
@@ -40,6 +40,16 @@ options:
             runs. Without it, that stays as it is.
         type: str
         choices: [started, stopped, restarted, reloaded]
+      program:
+        description:
+          - A file that is newer than the running service after its program was replaced. With V(started), the
+            service is then restarted.
+        type: path
+      settings:
+        description:
+          - The service's settings file. With V(started), a service that has not read it since it changed is
+            reloaded.
+        type: path
 author:
   - The Zernel project (@zernel)
 extends_documentation_fragment:
@@ -64,6 +74,8 @@ changed_services:
 
 import re
 import time
+from datetime import datetime
+from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.zernel.fleet.plugins.module_utils._zernel import run_program
@@ -76,6 +88,7 @@ PROPERTIES = (
     "ConditionResult",
     "NeedDaemonReload",
     "StatusText",
+    "InactiveExitTimestampMonotonic",
 )
 RUNS = ("active", "reloading", "refreshing")
 # What the agent's daemons say of their settings in their status line (zernel.daemon of the agent).
@@ -84,6 +97,33 @@ NEEDS_RESTART = "settings NOT applied: restart"
 READ_AT = re.compile(r"settings read (\S+)")
 RELOAD_SECONDS = 60
 JOURNAL_LINES = 15
+
+
+def started_at(unit):
+    """Return when a service was started, in seconds of Unix time, or None."""
+    stamp = unit["InactiveExitTimestampMonotonic"]
+    if not stamp.isdecimal() or stamp == "0":
+        return None
+    return time.time() - time.monotonic() + int(stamp) / 1e6
+
+
+def read_at(unit):
+    """Return when a daemon last read its settings, in seconds of Unix time, or None."""
+    found = READ_AT.search(unit["StatusText"])
+    try:
+        return datetime.fromisoformat(found.group(1)).timestamp() if found else None
+    except ValueError:
+        return None
+
+
+def changed_since(path, moment):
+    """Whether a file changed after a moment; not, where one of them is not known."""
+    if path is None or moment is None:
+        return False
+    try:
+        return Path(path).stat().st_mtime > moment
+    except OSError:
+        return False
 
 
 class Services:
@@ -115,9 +155,13 @@ class Services:
         state = wanted["state"]
         if state == "started" and not runs:
             todo.append("start")
-        elif state == "started" and NEEDS_RESTART in unit["StatusText"]:
+        elif state == "started" and (
+            NEEDS_RESTART in unit["StatusText"] or changed_since(wanted["program"], started_at(unit))
+        ):
             todo.append("restart")
-        elif state == "started" and KEPT in unit["StatusText"]:
+        elif state == "started" and (
+            KEPT in unit["StatusText"] or changed_since(wanted["settings"], read_at(unit) or started_at(unit))
+        ):
             todo.append("reload")
         elif state == "stopped" and (runs or unit["ActiveState"] == "activating"):
             todo.append("stop")
@@ -207,6 +251,8 @@ def main():
                     "name": {"type": "str", "required": True},
                     "enabled": {"type": "bool"},
                     "state": {"type": "str", "choices": ["started", "stopped", "restarted", "reloaded"]},
+                    "program": {"type": "path"},
+                    "settings": {"type": "path"},
                 },
             }
         },

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from testbed import qemu, ssh
 from testbed.errors import TestbedError
-from testbed.guest import Guest, GuestSpec
+from testbed.guest import Guest, GuestSpec, check_name
 from testbed.image import Image
 from testbed.inventory import host_variables, render
 from testbed.tools import COMMAND
@@ -46,6 +46,9 @@ class Detached:
 
     name: str
     root: Path = ROOT
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
 
     @property
     def directory(self) -> Path:

@@ -46,6 +46,18 @@ _FATAL = re.compile(r"Kernel panic - not syncing|Attempted to kill init|VFS: Una
 _PORT_TAKEN = "Could not set up host forwarding rule"
 
 
+def check_name(name: str) -> None:
+    """Refuse what cannot name a guest: the name becomes a host's and a directory's.
+
+    :raises TestbedError: when it cannot.
+    """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,30}", name):
+        raise TestbedError(
+            f"{name!r} cannot name a guest",
+            suggestion="Use lower-case letters, digits and hyphens: it becomes the host name",
+        )
+
+
 @dataclass(frozen=True)
 class GuestSpec:
     """What to boot.
@@ -73,11 +85,7 @@ class GuestSpec:
                 f"{self.cpus} CPUs, {self.numa_nodes} NUMA nodes, {self.memory_mib} MiB",
                 suggestion="Choose 1 to 16 CPUs, at most one NUMA node per CPU, at least 512 MiB",
             )
-        if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,30}", self.name):
-            raise TestbedError(
-                f"{self.name!r} cannot name a guest",
-                suggestion="Use lower-case letters, digits and hyphens: it becomes the host name",
-            )
+        check_name(self.name)
 
 
 @dataclass

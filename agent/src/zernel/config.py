@@ -30,6 +30,7 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
+from zernel import files
 from zernel.errors import Location, Problem, ZernelError, fail, os_suggestion
 
 T = TypeVar("T")
@@ -65,8 +66,7 @@ def load(schema: type[T], path: Path, *, required: bool = False) -> T:
     :raises ZernelError: with one problem per defect found; nothing of a defective file is used.
     """
     try:
-        with path.open("rb") as stream:
-            raw = stream.read(MAX_BYTES + 1)
+        raw = files.read_regular(path, MAX_BYTES + 1)
     except FileNotFoundError:
         if not required:
             return schema()

@@ -10,7 +10,7 @@ import argparse
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -122,4 +122,4 @@ class InUse:
 
 def _now() -> str:
     # With the milliseconds, so that no two reloads look alike.
-    return datetime.now().strftime("%H:%M:%S.%f")[:-3]
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"

@@ -87,6 +87,9 @@ class Problem(Record):
             "did_you_mean": list(self.did_you_mean),
             "file": first.file if first else None,
             "line": first.line if first else None,
+            "locations": [
+                {"file": place.file, "line": place.line, "source": place.source} for place in self.locations
+            ],
         }
 
 

@@ -14,8 +14,39 @@ import sys
 from zernel.errors import ZernelError, fail
 
 
+class _Tolerant(io.TextIOWrapper):
+    """Standard error that may be full: what cannot be said there is lost, not the work or its result."""
+
+    def write(self, text: str) -> int:
+        """Write what there is room for."""
+        try:
+            return super().write(text)
+        except OSError:
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush what there is room for."""
+        try:
+            super().flush()
+        except OSError:
+            return
+
+
 def prepare() -> None:
-    """Let a terminal that lacks a character show a replacement: no error after the work is done."""
+    """Make the standard streams safe to use, however the program was started.
+
+    Descriptors that were closed are opened on /dev/null: else the next file opened would be what errors are
+    written on. A terminal that lacks a character shows a replacement: no error after the work is done.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if not _is_open(number):
+            os.open(os.devnull, os.O_RDONLY if mode == "r" else os.O_WRONLY)  # gets the lowest free number
+            stream = os.fdopen(number, mode, closefd=False)
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.flush()
+        sys.stderr = _Tolerant(sys.stderr.buffer, encoding=sys.stderr.encoding, line_buffering=True)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -27,9 +58,6 @@ def write(text: str | bytes) -> None:
 
     :raises ZernelError: when what was written is lost otherwise, such as on a full disk.
     """
-    # Absent when the program was started with the descriptor closed.
-    if sys.stdout is None:
-        return
     try:
         if isinstance(text, bytes):
             sys.stdout.flush()
@@ -69,6 +97,14 @@ def finish(status: int, error: OSError | None = None) -> int:
             print(problem.render(), file=sys.stderr)
         return status or 1
     return status
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
 
 
 def _discard() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -73,3 +74,19 @@ def test_control_characters_of_a_file_do_not_reach_the_terminal(tmp_path: Path) 
     assert done.returncode == 1
     assert "\033" not in done.stderr
     assert r"x\x1b]0;title\x07" in done.stderr
+
+
+@pytest.mark.parametrize("shell", ["2>&-", "2>/dev/full"])
+def test_errors_that_nobody_can_get_leave_the_result_and_the_status(shell: str) -> None:
+    for command in (["zernel", "bogus"], ["zerneld", "--bogus"]):
+        done = run(command, shell)
+        assert (done.returncode, done.stdout) == (2, "")
+    done = run(["zernel", "init", "--input=/nowhere.dts", "--format=json"], shell)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["errors"][0]["code"] == "os-error"
+
+
+def test_a_closed_standard_input_is_an_empty_one() -> None:
+    done = run(["zernel", "sysctl", "plan", "--input=-"], "<&-")
+    assert done.returncode == 1
+    assert done.stderr.startswith("ERROR: <standard input>: There are no settings in the input")

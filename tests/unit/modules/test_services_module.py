@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ if [ "$1" = show ]; then
     if [ -s "$unit.reloading" ]; then
       sed -i 1d "$unit.reloading"
       if [ ! -s "$unit.reloading" ]; then
-        echo "$(cat "$unit.next" 2>/dev/null)settings read 10:00:0$(grep -c reload log)" > "$unit.status"
+        time=2026-01-01T10:00:0$(grep -c reload log).000Z
+        echo "$(cat "$unit.next" 2>/dev/null)settings read $time" > "$unit.status"
       fi
     fi
     printf '%s\\n' "Id=$unit" "LoadState=$load" "ActiveState=$active" "UnitFileState=$file" \\
       "ConditionResult=$condition" NeedDaemonReload=no \\
-      "StatusText=$status" ""
+      "StatusText=$status" InactiveExitTimestampMonotonic=${STARTED:-0} ""
   done
   exit 0
 fi
@@ -110,14 +112,14 @@ def test_a_service_that_does_not_run_is_not_restarted(module: Run, units: Path, 
 @pytest.fixture
 def daemon(units: Path) -> Path:
     """b.service as a daemon that says in its status line when it read its settings."""
-    (units / "b.service.status").write_text("up; settings read 10:00:00")
+    (units / "b.service.status").write_text("up; settings read 2026-01-01T10:00:00.000Z")
     return units
 
 
 def test_a_reload_is_waited_for(module: Run, daemon: Path) -> None:
     result = module("zernel_services", services=[service("b", state="reloaded")])
     assert result["changed_services"] == {"b.service": ["reload"]}
-    assert "10:00:01" in (daemon / "b.service.status").read_text()
+    assert "10:00:01.000Z" in (daemon / "b.service.status").read_text()
 
 
 def test_settings_that_need_a_restart_get_one(module: Run, daemon: Path) -> None:
@@ -139,9 +141,33 @@ def test_a_service_that_keeps_its_old_settings_is_a_failure(module: Run, daemon:
 
 
 def test_a_restart_that_an_interrupted_run_left_out_is_done(module: Run, daemon: Path) -> None:
-    (daemon / "b.service.status").write_text("settings NOT applied: restart zerneld; settings read 10:00:00")
+    (daemon / "b.service.status").write_text(
+        "settings NOT applied: restart zerneld; settings read 2026-01-01T10:00:00.000Z"
+    )
     result = module("zernel_services", services=[service("b", state="started")])
     assert result["changed_services"] == {"b.service": ["restart"]}
+
+
+def test_a_service_is_brought_to_the_files_that_are_newer_than_it(
+    module: Run, daemon: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the run after one that was interrupted between writing them and this."""
+    file = tmp_path / "file"
+    file.touch()
+    now = int(time.monotonic() * 1e6)
+    older, newer = str(now - 60_000_000), str(now + 60_000_000)
+    for started, wanted, expected in (
+        (newer, {"program": str(file)}, None),
+        (older, {"program": str(file)}, ["restart"]),
+        (older, {"program": str(tmp_path / "none")}, None),
+        (older, {"settings": str(file)}, ["reload"]),
+    ):
+        monkeypatch.setenv("STARTED", started)
+        (daemon / "b.service.status").write_text("up; settings read 2026-01-01T10:00:00.000Z")
+        result = module("zernel_services", services=[service("b", state="started", **wanted)])
+        assert result["changed_services"].get("b.service") == expected
+    (daemon / "b.service.status").write_text("up; settings read 2999-01-01T10:00:00.000Z")
+    assert not module("zernel_services", services=[service("b", state="started", **wanted)])["changed"]
 
 
 def test_a_failure_shows_the_end_of_the_journal(module: Run, units: Path) -> None:

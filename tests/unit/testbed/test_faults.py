@@ -324,3 +324,16 @@ def test_a_hang_up_that_nohup_ignores_stays_ignored() -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "a/b", "../x", "a b", "x" * 300])
+@pytest.mark.parametrize("verb", ["down", "ssh", "inventory"])
+def test_a_name_that_is_no_guests_touches_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, verb: str
+) -> None:
+    state = tmp_path / "keep/state"
+    (state / "guest").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    assert main([verb, "--state", str(state), f"--name={name}"]) == 1
+    assert "cannot name a guest" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before

@@ -111,7 +111,9 @@ def _parsed(verb: str, summary: str, module: ModuleType, words: list[str]) -> ar
 
 def _too_deep() -> ZernelError:
     return fail(
-        "too-deep", "The input is nested too deeply", suggestion="Flatten it: no device tree needs this"
+        "too-deep",
+        "The input is nested too deeply",
+        suggestion="Flatten it: nothing that Zernel reads needs this",
     )
 
 
