@@ -83,7 +83,7 @@ FILES: dict[str, Callable[[], tuple[bytes, str]]] = {
     "unknown devices": lambda: (
         with_instances(
             f"a {INSTANCE}".replace(
-                "0x1000>;", f"0x1000>; devices = <{' '.join(f'&e{n}_vf1' for n in range(100_000))}>;"
+                "0x1000>;", f"0x1000>; devices = <{' '.join(f'&e{n}_vf1' for n in range(60_000))}>;"
             )
         ),
         "Invalid device reference",
