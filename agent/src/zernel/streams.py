@@ -44,7 +44,8 @@ def prepare() -> None:
             stream = os.fdopen(number, mode, closefd=False)
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)
-    if isinstance(sys.stderr, io.TextIOWrapper):
+    # The process's own only: what somebody else put in its place would be closed with the object that it was.
+    if isinstance(sys.stderr, io.TextIOWrapper) and sys.stderr is sys.__stderr__:
         sys.stderr.flush()
         sys.stderr = _Tolerant(sys.stderr.buffer, encoding=sys.stderr.encoding, line_buffering=True)
     for stream in (sys.stdout, sys.stderr):
