@@ -29,7 +29,7 @@ def main() -> int:
             for figure in GROUPS[group]():
                 # What was measured before a failure took minutes: it is shown.
                 figures.append(figure)
-        except (TestbedError, OSError, subprocess.SubprocessError, ValueError) as error:
+        except (TestbedError, OSError, subprocess.SubprocessError, ValueError, RuntimeError) as error:
             words = error.render() if isinstance(error, TestbedError) else f"ERROR: bench: {group}: {error}"
             print(words, file=sys.stderr, flush=True)
             failed = True

@@ -204,9 +204,9 @@ def _zernel(environment: dict[str, str], *words: str) -> str:
 # In one process: what is measured are transactions, not how long Python starts.
 _MANY = """
 import sys, time
-from zernel.multikernel import fs, operations
+from zernel.multikernel import fs, operations, planning
 target = fs.open_fs()
-request = operations.Request(name="bench", memory_bytes=1 << 30, cpus=(4, 5, 6, 7))
+request = planning.Request(name="bench", memory_bytes=1 << 30, cpus=(4, 5, 6, 7))
 began, lost = time.monotonic(), 0
 for _ in range(int(sys.argv[1]) // 2):
     operations.create(target, request, dry_run=False, ensure=False)

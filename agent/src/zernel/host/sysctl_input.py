@@ -209,11 +209,9 @@ class _Reader:
 
     def _read_mapping(self) -> None:
         try:
-            import yaml  # noqa: F401  20 ms: only for this form
-        except ImportError:  # on a host that is only looked at, before the agent's dependencies are there
-            node = self._json()
-        else:
             node = self._yaml()
+        except ModuleNotFoundError:  # on a host that is only looked at, before the agent's dependencies come
+            node = self._json()
         if node is None:
             return
         if node.kind != "map":
@@ -261,7 +259,7 @@ class _Reader:
 
     def _yaml(self) -> _Node | None:
         """Return what the text says; None after noting a problem."""
-        import yaml
+        import yaml  # 20 ms: only for this form
 
         def node(raw: yaml.Node) -> _Node:
             kind = raw.tag.rpartition(":")[2]

@@ -17,7 +17,7 @@ import yaml
 
 from zernel import files
 from zernel.devicetree.allocations import check_name
-from zernel.devicetree.model import MAX_CPU, MAX_INSTANCE_ID, DeviceUse
+from zernel.devicetree.model import MAX_CPU, MAX_INSTANCE_ID
 from zernel.devicetree.units import (
     parse_base,
     parse_cpus,
@@ -27,6 +27,7 @@ from zernel.devicetree.units import (
     parse_number,
 )
 from zernel.errors import Location, Problem, ZernelError, fail, os_suggestion
+from zernel.multikernel.planning import Request
 from zernel.record import Record
 
 DIRECTORY = Path("/etc/zernel/instances.d")
@@ -39,17 +40,13 @@ MAX_INSTANCES = 2 * MAX_INSTANCE_ID
 class Declaration(Record):
     """An instance that shall be there. ``places`` are where the keys stand; ``""`` is the document."""
 
-    name: str
-    memory_bytes: int
+    request: Request
     places: dict[str, Location]
-    cpus: tuple[int, ...] | None = None
-    cpu_count: int | None = None
-    memory_base: int | None = None
-    devices: tuple[DeviceUse, ...] = ()
-    id: int | None = None
-    numa_nodes: tuple[int, ...] = ()
-    cpu_affinity: str | None = None
-    memory_policy: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The instance's name."""
+        return self.request.name
 
 
 KEYS: dict[str, Callable[[str], object]] = {
@@ -219,7 +216,7 @@ class _Reader:
             )
         if len(self.problems) == before:
             values["memory_bytes"] = values.pop("memory")
-            self.found.append(Declaration(places=places, **values))
+            self.found.append(Declaration(Request(**values), places))
 
     def value(self, key: str, node: yaml.Node, line: int) -> object:
         items = node.value if isinstance(node, yaml.SequenceNode) and key in _LISTS else [node]

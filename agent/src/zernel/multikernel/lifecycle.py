@@ -259,7 +259,7 @@ def _room_problems(found: Result, files: BootFiles) -> tuple[Problem, ...]:
         subject=found.name,
         current_state=f"{format_size(instance.memory_bytes)} at {instance.memory_base:#x}",
         conflict=f"The kernel takes {kernel}{initrd}, before it has done anything",
-        suggestion=f"Give the instance more memory: zernel delete {found.name}, then create it with more",
+        suggestion=f"Give the instance more memory: zernel update {found.name} --memory=SIZE",
     ).problems
 
 

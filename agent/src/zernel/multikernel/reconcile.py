@@ -160,69 +160,74 @@ class _Target:
             return
         others = tuple(other for other in self.working.values() if other.name != one.name)
         rest = System(self.resources, others)
-        self.add(one, planning.unknown_topology(one.name, one.cpu_affinity, self.topology))
+        self.add(one, planning.unknown_topology(one.name, one.request.cpu_affinity, self.topology))
         self.add(one, allocate.shared_cores(rest, target, self.topology))
 
     def place_given(self, one: Declaration) -> None:
-        here = self.there.get(one.name)
+        here, wanted = self.there.get(one.name), one.request
         if here is None:
-            size = 0 if one.memory_base is None else one.memory_bytes
+            size = 0 if wanted.memory_base is None else wanted.memory_bytes
             self.working[one.name] = Instance(
                 one.name,
-                one.id,
-                one.cpus or (),
-                one.memory_base or 0,
+                wanted.id,
+                wanted.cpus or (),
+                wanted.memory_base or 0,
                 size,
-                one.devices,
-                one.numa_nodes,
-                one.cpu_affinity,
-                one.memory_policy,
+                wanted.devices,
+                wanted.numa_nodes,
+                wanted.cpu_affinity,
+                wanted.memory_policy,
             )
             return
-        cpus = here.cpus if one.cpus is None else one.cpus
-        if one.cpu_count is not None and one.cpu_count < len(cpus):
-            cpus = planning.resized(self.system, here, one.cpu_count, self.topology)
+        cpus = here.cpus if wanted.cpus is None else wanted.cpus
+        if wanted.cpu_count is not None and wanted.cpu_count < len(cpus):
+            cpus = planning.resized(self.system, here, wanted.cpu_count, self.topology)
         self.working[one.name] = here.but(
             cpus=cpus,
-            memory_bytes=min(here.memory_bytes, one.memory_bytes),
-            memory_base=here.memory_base if one.memory_base is None else one.memory_base,
-            devices=one.devices,
-            id=here.id if one.id is None else one.id,
-            numa_nodes=one.numa_nodes or here.numa_nodes,
-            cpu_affinity=one.cpu_affinity or here.cpu_affinity,
-            memory_policy=one.memory_policy or here.memory_policy,
+            memory_bytes=min(here.memory_bytes, wanted.memory_bytes),
+            memory_base=here.memory_base if wanted.memory_base is None else wanted.memory_base,
+            devices=wanted.devices,
+            id=here.id if wanted.id is None else wanted.id,
+            numa_nodes=wanted.numa_nodes or here.numa_nodes,
+            cpu_affinity=wanted.cpu_affinity or here.cpu_affinity,
+            memory_policy=wanted.memory_policy or here.memory_policy,
         )
 
     def grow(self, one: Declaration) -> None:
-        target = self.working[one.name]
-        if one.cpu_count is not None and one.cpu_count > len(target.cpus):
+        target, wanted = self.working[one.name], one.request
+        if wanted.cpu_count is not None and wanted.cpu_count > len(target.cpus):
             try:
-                target = target.but(cpus=planning.resized(self.system, target, one.cpu_count, self.topology))
+                target = target.but(
+                    cpus=planning.resized(self.system, target, wanted.cpu_count, self.topology)
+                )
             except ZernelError as error:
                 self.add(one, error.problems)
-        grown = target.but(memory_bytes=one.memory_bytes)
+        grown = target.but(memory_bytes=wanted.memory_bytes)
         problems = planning.check_growth(self.system, target, grown)
         self.add(one, problems)
         self.working[one.name] = target if problems else grown
 
     def choose(self, one: Declaration) -> None:
-        target = self.working[one.name]
-        wishes = allocate.Wishes(one.numa_nodes, one.cpu_affinity, one.memory_policy, one.devices)
-        if one.cpu_count is not None:
+        target, wanted = self.working[one.name], one.request
+        if wanted.cpu_count is not None:
             try:
-                cpus = allocate.choose_cpus(self.system, one.cpu_count, one.name, wishes, self.topology)
+                cpus = allocate.choose_cpus(
+                    self.system, wanted.cpu_count, one.name, wanted.wishes, self.topology
+                )
                 target = target.but(cpus=cpus)
             except ZernelError as error:
                 self.add(one, error.problems)
                 self.open.add((one.name, "cpu-none"))
-        if one.memory_base is None:
+        if wanted.memory_base is None:
             try:
-                base = allocate.choose_memory(self.system, one.memory_bytes, one.name, wishes, target.cpus)
-                target = target.but(memory_base=base, memory_bytes=one.memory_bytes)
+                base = allocate.choose_memory(
+                    self.system, wanted.memory_bytes, one.name, wanted.wishes, target.cpus
+                )
+                target = target.but(memory_base=base, memory_bytes=wanted.memory_bytes)
             except ZernelError as error:
                 self.add(one, error.problems)
                 self.open.add((one.name, "memory-"))
-        if one.id is None:
+        if wanted.id is None:
             try:
                 target = target.but(id=allocate.choose_id(self.system, one.name))
             except ZernelError as error:
