@@ -20,6 +20,7 @@ from bpf_build import build_object
 from testbed import Guest, GuestSpec
 from testbed.image import Image
 
+pytestmark = pytest.mark.quiet
 HERE = Path(__file__).parent
 SETTINGS = "/etc/zernel/scheduler.toml"
 PYTHON_START_S = 0.2  # emulated, on a machine that does nothing else
