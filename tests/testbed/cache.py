@@ -18,7 +18,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,6 +97,21 @@ class Cache:
             return []
         pattern = re.compile(rf"({'|'.join(kinds)})-[0-9a-f]{{16}}")
         return sorted(path for path in self.root.iterdir() if pattern.fullmatch(path.name))
+
+    def in_use(self) -> set[Path]:
+        """Return the entries of which a running program has a file open, as QEMU has its guest's disk image.
+
+        Those of programs that we may not look into (see proc_pid_fd(5)) are not seen.
+        """
+        root = self.root.resolve()
+        used = set()
+        for process in Path("/proc").iterdir():
+            with suppress(OSError):  # ended since, or another user's
+                for link in (process / "fd").iterdir():
+                    opened = link.readlink()
+                    if opened.is_relative_to(root) and opened != root:
+                        used.add(self.root / opened.relative_to(root).parts[0])
+        return used
 
     def _build(self, kind: str, key: str, build: Callable[[Path], None], needs_mib: int) -> Path:
         partial = self.root / f".building-{kind}-{key}"

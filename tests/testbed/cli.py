@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 done, 1 failed, 2 wrong usage, 130 after Ctrl-C."""
     args = _parser().parse_args(argv)
     unwind_when_ended()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return int(args.run(args))
     except TestbedError as error:
@@ -108,8 +111,13 @@ def _down(args: argparse.Namespace) -> int:
 def _status(args: argparse.Namespace) -> int:
     places = detached.every(args.state)
     for place in places:
-        state = place.state()
-        print(f"{place.name}: " + (f"running, pid {state.pid}, SSH port {state.port}" if state else "dead"))
+        if state := place.state():
+            print(f"{place.name}: running, pid {state.pid}, SSH port {state.port}")
+        elif process := place.left_behind():
+            words = f"left behind by a command that was killed while it booted, pid {process.pid}"
+            print(f"{place.name}: {words}; end it: {COMMAND} down --name {place.name}")
+        else:
+            print(f"{place.name}: dead")
     if not places:
         print("No guests")
     return 0
@@ -126,7 +134,7 @@ def _inventory(args: argparse.Namespace) -> int:
 
 def _clean(args: argparse.Namespace) -> int:
     cache = Cache.default()
-    keep = {Path(state.image) for place in detached.every(args.state) if (state := place.state())}
+    keep = cache.in_use()
     if not args.all:
         keep.add(cache.path("image", image.Recipe.for_machine().key))
         keep.update(cache.path("kernel", kernel.Recipe.for_machine(series).key) for series in kernel.SERIES)
@@ -215,7 +223,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--all", action="store_true", help="those that are current, too; a running guest's stays"
     )
-    _add_state(sub)
     sub.set_defaults(run=_clean)
 
     sub = commands.add_parser("kvm", help="say whether KVM works here, by booting")

@@ -70,6 +70,11 @@ class Detached:
             return state if qemu.Process(state.pid, state.started).alive() else None
         return None
 
+    def left_behind(self) -> qemu.Process | None:
+        """Return a QEMU that runs without a state: its command was killed before it wrote one."""
+        process = qemu.Process.recorded(self.files)
+        return process if process and process.alive() else None
+
     def running(self) -> State:
         """Return the state of the guest, which must run."""
         if state := self.state():

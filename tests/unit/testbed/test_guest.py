@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ import yaml
 from testbed import Guest, GuestSpec, TestbedError, qemu
 from testbed.cache import Cache
 from testbed.cli import main
-from testbed.detached import Detached, State
+from testbed.detached import Detached
 from testbed.guest import sweep
 from testbed.image import Image, Recipe
 from testbed.inventory import host_variables, render
@@ -153,19 +152,34 @@ def test_clean_removes_what_is_out_of_date_and_nothing_else(
     monkeypatch.setenv("ZERNEL_CACHE", str(tmp_path / "cache"))
     cache = Cache(tmp_path / "cache")
     current = cache.path("image", Recipe.for_machine().key)
-    old, running = cache.path("image", "0" * 16), cache.path("kernel", "1" * 16)
+    old, running = cache.path("image", "0" * 16), cache.path("image", "1" * 16)
     others = cache.root / "packages"
-    place = Detached("up", tmp_path / "state")
-    for path in (current, old, running, others, place.directory):
+    for path in (current, old, running, others):
         path.mkdir(parents=True)
-    ours = qemu.Process.of(os.getpid())
-    state = State("up", ours.pid, ours.started, 1, str(running), 1.0, "/k", "/h", "debian", False)
-    (place.directory / "state.json").write_text(json.dumps(asdict(state)))
-    command = ["clean", "--state", str(place.root)]
-    assert main(command) == 0
-    assert sorted(cache.root.iterdir()) == sorted([current, running, others])
-    assert main([*command, "--all"]) == 0
-    assert sorted(cache.root.iterdir()) == sorted([running, others])
+    # As QEMU has it, whichever clone or command booted the guest.
+    with (running / "disk.img").open("w"):
+        assert main(["clean"]) == 0
+        assert sorted(cache.root.iterdir()) == sorted([current, running, others])
+        assert main(["clean", "--all"]) == 0
+        assert sorted(cache.root.iterdir()) == sorted([running, others])
+    assert main(["clean", "--all"]) == 0
+    assert list(cache.root.iterdir()) == [others]
+
+
+def test_a_guest_whose_command_was_killed_while_it_booted_is_not_called_dead(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Detached("orphan", tmp_path)
+    place.directory.mkdir()
+    with subprocess.Popen(["sleep", "60"]) as process:
+        qemu.Process.of(process.pid).record(place.files)
+        assert main(["status", "--state", str(tmp_path)]) == 0
+        shown = capsys.readouterr().out
+        process.kill()
+    assert f"orphan: left behind by a command that was killed while it booted, pid {process.pid}" in shown
+    assert "down --name orphan" in shown
+    assert main(["status", "--state", str(tmp_path)]) == 0
+    assert "orphan: dead" in capsys.readouterr().out
 
 
 def test_left_overs_of_the_dead_are_swept_and_those_of_the_living_kept(
