@@ -108,10 +108,15 @@ class Cache:
         for process in Path("/proc").iterdir():
             with suppress(OSError):  # ended since, or another user's
                 for link in (process / "fd").iterdir():
-                    opened = link.readlink()
-                    if opened.is_relative_to(root) and opened != root:
-                        used.add(self.root / opened.relative_to(root).parts[0])
+                    used.update(self._entry_of(link, root))
         return used
+
+    def _entry_of(self, link: Path, root: Path) -> list[Path]:
+        with suppress(OSError):  # closed since
+            opened = link.readlink()
+            if opened.is_relative_to(root) and opened != root:
+                return [self.root / opened.relative_to(root).parts[0]]
+        return []
 
     def _build(self, kind: str, key: str, build: Callable[[Path], None], needs_mib: int) -> Path:
         partial = self.root / f".building-{kind}-{key}"
