@@ -204,6 +204,44 @@ def test_a_value_that_does_not_fit_is_refused(host: FakeHost, values: dict[str, 
     assert codes(host, **values) == ["sysctl-wrong-value"]
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("net.core.rmem_max", "99999999999"),
+        ("net.core.wmem_max", "2147483648"),
+        ("net.ipv4.tcp_rmem", "4096 0 6291456"),
+        ("vm.swappiness", "-1"),
+        ("vm.swappiness", "201"),
+        ("vm.dirty_ratio", "101"),
+        ("vm.overcommit_memory", "3"),
+        ("fs.file-max", "9223372036854775808"),
+        ("vm.max_map_count", "many"),
+    ],
+)
+@pytest.mark.parametrize("action", ["check", "plan", "apply"])
+def test_what_no_kernel_takes_is_refused_before_it_is_written(
+    host: FakeHost, capsys: pytest.CaptureFixture[str], key: str, value: str, action: str
+) -> None:
+    host.write("wanted.yaml", f"{key}: '{value}'\n")
+    path = str(host.root / "wanted.yaml")
+    assert main(["sysctl", action, "--root", str(host.root), "--input", path]) == 1
+    shown = capsys.readouterr().err
+    assert f"ERROR: {key}: The value does not fit the setting" in shown
+    assert "Suggestion: Write a number from" in shown
+    assert "Line 1:" in shown
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("net.core.rmem_max", "2147483647"), ("vm.swappiness", "200"), ("vm.swappiness", "0")],
+)
+def test_the_last_value_that_the_kernel_takes_is_no_error(host: FakeHost, key: str, value: str) -> None:
+    host.write("wanted.yaml", f"{key}: {value}\n")
+    path = str(host.root / "wanted.yaml")
+    for action in ("check", "plan"):
+        assert main(["sysctl", action, "--root", str(host.root), "--input", path]) == 0
+
+
 def test_every_problem_is_shown_at_once(host: FakeHost) -> None:
     assert codes(host, vm__swapiness=1, vm__swappiness="low") == ["sysctl-unknown", "sysctl-wrong-value"]
 

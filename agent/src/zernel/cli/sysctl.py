@@ -10,7 +10,7 @@ from pathlib import Path
 from zernel import files
 from zernel.cli.output import add_format_option, print_result
 from zernel.errors import fail, from_oserror
-from zernel.host.sysctl import Plan, apply, plan
+from zernel.host.sysctl import Plan, apply, check, plan
 from zernel.host.sysctl_input import MAX_INPUT, Asked, parse
 
 _EPILOG = """\
@@ -33,7 +33,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "action",
         choices=("check", "plan", "apply"),
-        help="check: only read the settings, whatever the kernel; plan: only say what would change",
+        help="check: only judge the settings by what holds on every kernel; plan: only say what would change",
     )
     parser.add_argument(
         "--input", required=True, metavar="FILE", help="the desired settings; - is standard input"
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     """Plan or apply and print the report."""
     asked = _read(args.input)
     if args.action == "check":
+        check(asked)
         number = f"{len(asked)} setting{'' if len(asked) == 1 else 's'}"
         print_result(
             {"status": "valid", "settings": len(asked)}, args.format, lambda: f"✓ {number}, well formed"

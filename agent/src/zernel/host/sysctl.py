@@ -15,14 +15,20 @@ from zernel import files
 from zernel.errors import Problem, ZernelError, fail
 from zernel.host import sysctl_record
 from zernel.host.sysctl_input import Asked, Policy
-from zernel.host.sysctl_knobs import COUNTERPARTS, KNOBS, Decision, module_of, policy_of
+from zernel.host.sysctl_knobs import (
+    COUNTERPARTS,
+    KNOBS,
+    MAX_DIGITS,
+    Decision,
+    is_number,
+    module_of,
+    out_of_range,
+    policy_of,
+)
 from zernel.host.sysctl_live import LiveSettings
 from zernel.host.sysctl_record import FileChange, Record
 
 LOCK_FILE = "var/lib/zernel/tuning.lock"
-
-MAX_DIGITS = 20
-"""Characters of a number: what 64 bits need."""
 
 
 @dataclass
@@ -83,6 +89,16 @@ class Plan:
             "files": [{"path": c.path, "before": c.before, "after": c.after} for c in changes],
             "warnings": self.warnings,
         }
+
+
+def check(asked: list[Asked]) -> None:
+    """Judge the settings by what holds on every kernel.
+
+    :raises ZernelError: with every setting that no kernel takes.
+    """
+    problems = [problem for setting in asked if (problem := out_of_range(setting))]
+    if problems:
+        raise ZernelError(*problems)
 
 
 def plan(asked: list[Asked], root: Path = Path("/")) -> Plan:
@@ -168,6 +184,9 @@ class _Planner:
         return result
 
     def _decide(self, asked: Asked) -> KnobReport | None:
+        if problem := out_of_range(asked):
+            self.problems.append(problem)
+            return None
         policy = policy_of(asked)
         if not self.live.exists(asked.key):
             return self._lacking(asked, policy, self._unknown(asked))
@@ -230,8 +249,8 @@ class _Planner:
         have, want = now.split(), asked.value.split()
         choices = self.live.choices(asked.key)
         why = suggestion = ""
-        if have and all(_is_number(word) for word in have):
-            bad = next((word for word in want if not _is_number(word)), None)
+        if have and all(is_number(word) for word in have):
+            bad = next((word for word in want if not is_number(word)), None)
             if bad is not None:
                 why, suggestion = f"'{bad}' is not a whole number", f"Write numbers, as in '{now}'"
             elif max(map(len, want), default=0) > MAX_DIGITS:
@@ -459,10 +478,6 @@ def _comments(knob: KnobReport) -> list[str]:
     if knob.verdict == "adapted":
         comments.append(f"Asked: {knob.key} = {knob.asked}; {knob.why}")
     return [" ".join(comment.split()) for comment in comments]
-
-
-def _is_number(word: str) -> bool:
-    return word.lstrip("-").isdecimal() and word.isascii()
 
 
 def _fields(count: int) -> str:

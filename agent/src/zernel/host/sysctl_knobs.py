@@ -46,16 +46,27 @@ class Decision:
     why: str = ""
 
 
+MAX_DIGITS = 20
+"""Characters of a number: what 64 bits need."""
+
+_INT = (1 << 31) - 1
+_LONG = (1 << 63) - 1
+"""The greatest numbers of the kernel's types in which the settings are held."""
+
 Guard = Callable[[str, LiveSettings], "Decision | Problem"]
 
 
 @dataclass(frozen=True, slots=True)
 class Knob:
-    """A known key. ``reason`` is one line for the person who reads the written file."""
+    """A known key. ``reason`` is one line for the person who reads the written file.
+
+    ``limits`` are the least and the greatest number that the kernel takes, for each field of the value.
+    """
 
     policy: Policy
     reason: str
     guard: Guard | None = None
+    limits: tuple[int, int] | None = None
 
 
 def _swappiness(value: str, live: LiveSettings) -> Decision | Problem:
@@ -170,29 +181,48 @@ def _size(count: int) -> str:
 
 
 KNOBS: dict[str, Knob] = {
-    "vm.swappiness": Knob(Policy.SET, "Keep working sets in memory.", _swappiness),
+    "vm.swappiness": Knob(Policy.SET, "Keep working sets in memory.", _swappiness, limits=(0, 200)),
     "vm.dirty_ratio": Knob(
         Policy.SET,
         "More unwritten pages before writers wait: large dataset writes.",
         _dirty_ratio("vm.dirty_ratio"),
+        limits=(0, 100),
     ),
     "vm.dirty_background_ratio": Knob(
-        Policy.SET, "Write back early, in the background.", _dirty_ratio("vm.dirty_background_ratio")
+        Policy.SET,
+        "Write back early, in the background.",
+        _dirty_ratio("vm.dirty_background_ratio"),
+        limits=(0, 100),
     ),
     "vm.overcommit_memory": Knob(
-        Policy.SET, "1: never refuse address space; PyTorch and CUDA map far more than they use."
+        Policy.SET,
+        "1: never refuse address space; PyTorch and CUDA map far more than they use.",
+        limits=(0, 2),
     ),
     "vm.nr_hugepages": Knob(
-        Policy.RAISE, "Huge pages of the *default* size (2 MiB on x86-64), reserved for good.", _hugepages
+        Policy.RAISE,
+        "Huge pages of the *default* size (2 MiB on x86-64), reserved for good.",
+        _hugepages,
+        limits=(0, _LONG),
     ),
-    "vm.min_free_kbytes": Knob(Policy.RAISE, "Reserve for allocations that cannot wait.", _min_free),
-    "vm.max_map_count": Knob(Policy.RAISE, "Mappings per process: loaders map many shards."),
-    "net.core.rmem_max": Knob(Policy.RAISE, "Largest receive buffer that a program may ask for."),
-    "net.core.wmem_max": Knob(Policy.RAISE, "Largest send buffer that a program may ask for."),
-    "net.ipv4.tcp_rmem": Knob(Policy.RAISE, "TCP receive buffer: least, initial, largest."),
-    "net.ipv4.tcp_wmem": Knob(Policy.RAISE, "TCP send buffer: least, initial, largest."),
-    "net.core.netdev_max_backlog": Knob(Policy.RAISE, "Packets that may wait per CPU for processing."),
-    "net.core.somaxconn": Knob(Policy.RAISE, "Longest queue of a listening socket."),
+    "vm.min_free_kbytes": Knob(
+        Policy.RAISE, "Reserve for allocations that cannot wait.", _min_free, limits=(0, _INT)
+    ),
+    "vm.max_map_count": Knob(
+        Policy.RAISE, "Mappings per process: loaders map many shards.", limits=(0, _INT)
+    ),
+    "net.core.rmem_max": Knob(
+        Policy.RAISE, "Largest receive buffer that a program may ask for.", limits=(0, _INT)
+    ),
+    "net.core.wmem_max": Knob(
+        Policy.RAISE, "Largest send buffer that a program may ask for.", limits=(0, _INT)
+    ),
+    "net.ipv4.tcp_rmem": Knob(Policy.RAISE, "TCP receive buffer: least, initial, largest.", limits=(1, _INT)),
+    "net.ipv4.tcp_wmem": Knob(Policy.RAISE, "TCP send buffer: least, initial, largest.", limits=(1, _INT)),
+    "net.core.netdev_max_backlog": Knob(
+        Policy.RAISE, "Packets that may wait per CPU for processing.", limits=(0, _INT)
+    ),
+    "net.core.somaxconn": Knob(Policy.RAISE, "Longest queue of a listening socket.", limits=(0, _INT)),
     "net.core.default_qdisc": Knob(
         Policy.SET,
         "fq paces what BBR sends. Interfaces that are up keep their queue until the next boot.",
@@ -204,11 +234,13 @@ KNOBS: dict[str, Knob] = {
         _from_module("net.ipv4.tcp_congestion_control", "tcp_", frozenset({"reno"}), "CONFIG_TCP_CONG_BBR"),
     ),
     "kernel.numa_balancing": Knob(
-        Policy.SET, "Move pages to the node that uses them; turn off where work is pinned to nodes."
+        Policy.SET,
+        "Move pages to the node that uses them; turn off where work is pinned to nodes.",
+        limits=(0, 3),
     ),
-    "fs.file-max": Knob(Policy.RAISE, "Open files in the whole host."),
-    "fs.inotify.max_user_watches": Knob(Policy.RAISE, "Files that one user may watch."),
-    "fs.inotify.max_user_instances": Knob(Policy.RAISE, "Watchers that one user may have."),
+    "fs.file-max": Knob(Policy.RAISE, "Open files in the whole host.", limits=(0, _LONG)),
+    "fs.inotify.max_user_watches": Knob(Policy.RAISE, "Files that one user may watch.", limits=(0, _INT)),
+    "fs.inotify.max_user_instances": Knob(Policy.RAISE, "Watchers that one user may have.", limits=(0, _INT)),
     f"{THP_PREFIX}enabled": Knob(
         Policy.SET, "Transparent huge pages: always suits training, madvise suits latency-bound inference."
     ),
@@ -222,3 +254,35 @@ def policy_of(asked: Asked) -> Policy:
         return asked.policy
     knob = KNOBS.get(asked.key)
     return knob.policy if knob else Policy.SET
+
+
+def out_of_range(asked: Asked) -> Problem | None:
+    """Return why no kernel takes the value of a known key; None where one may.
+
+    Source of the limits: Documentation/admin-guide/sysctl, and the types in which the kernel holds the values.
+    """
+    knob = KNOBS.get(asked.key)
+    if knob is None or knob.limits is None:
+        return None
+    least, most = knob.limits
+    for word in asked.value.split():
+        if not is_number(word):
+            why = f"'{word}' is not a whole number"
+        elif len(word) > MAX_DIGITS or not least <= int(word) <= most:
+            why = f"{word} is not between {least} and {most}"
+        else:
+            continue
+        return Problem(
+            code="sysctl-wrong-value",
+            category="The value does not fit the setting",
+            subject=asked.key,
+            explanation=(why,),
+            suggestion=f"Write a number from {least} to {most}",
+            locations=(asked.location,) if asked.location else (),
+        )
+    return None
+
+
+def is_number(word: str) -> bool:
+    """Say whether a field is a number as the kernel writes and takes them, of whatever length."""
+    return word.isascii() and word.removeprefix("-").isdigit()
