@@ -73,7 +73,7 @@ options:
     choices: [local, interleave, bind]
   id:
     description:
-      - Its id, 1 to 511. Without it, the lowest free one is chosen.
+      - Its id, 1 to 2047. Without it, the lowest free one is chosen.
     type: int
   multikernel_root:
     description:

@@ -107,7 +107,7 @@ def host(scale: int) -> System:
     instances = tuple(
         Instance(
             f"instance-{n}",
-            n + 1 if n < 511 else None,  # the 512th gets the id that is free
+            n + 1,
             shares[n],
             _GB + n * each,
             each,

@@ -59,6 +59,11 @@ def read(resources: Resources, root: Path = Path("/")) -> Topology:
             siblings[sibling] = core
             if socket is not None and socket >= 0:
                 sockets[sibling] = socket
+    if text(root / _CPUS / "smt/control") == "notsupported":
+        # Of a CPU that is offline the kernel shows no topology, not even in its siblings' lists, which hold
+        # CPUs that are online only. A processor without SMT is all that is said of it.
+        for cpu in set(wanted).intersection(present) - siblings.keys():
+            siblings[cpu] = (cpu,)
     missing = [cpu for cpu in wanted if cpu not in siblings]
     if not missing:
         return Topology(siblings, sockets)

@@ -53,7 +53,7 @@ def systems(draw: st.DrawFn) -> System:
     instances = tuple(
         Instance(
             name,
-            draw(st.none() | st.integers(1, 511)),
+            draw(st.none() | st.integers(1, 2047)),
             draw(NUMBERS),
             draw(WIDE),
             draw(WIDE),

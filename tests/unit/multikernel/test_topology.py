@@ -314,6 +314,27 @@ def test_cpus_that_are_offline_are_cores_of_their_own_and_named(machine: Machine
     assert found.siblings[15] == (15,)
 
 
+@pytest.mark.parametrize("control", ["notsupported", "on", "off", "forceoff", "notimplemented"])
+def test_cpus_that_are_offline_are_known_cores_only_where_no_processor_has_smt(
+    machine: Machine, control: str
+) -> None:
+    known = resources(machine)
+    machine.file("sys/devices/system/cpu/smt/control", control)
+    for cpu in range(16):
+        machine.file(f"sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list", str(cpu))
+    for cpu in (6, 14):
+        for name in ("physical_package_id", "core_id", "core_cpus_list"):
+            (machine.root / f"sys/devices/system/cpu/cpu{cpu}/topology/{name}").unlink()
+    found = read(known, machine.root)
+    if control == "notsupported":
+        assert found.unknown is None
+        assert (found.siblings[6], found.siblings[14]) == ((6,), (14,))
+    else:
+        assert "CPUs 6,14:" in (found.unknown or "")
+        assert {6, 14}.isdisjoint(found.siblings)
+    assert {6, 14}.isdisjoint(found.sockets)
+
+
 @pytest.mark.parametrize("text", ["", "garbage", "9-1", "-", "99999999999999999999", "1" * 5000, "\0"])
 def test_what_is_no_list_says_nothing(machine: Machine, text: str) -> None:
     known = resources(machine)

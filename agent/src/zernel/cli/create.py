@@ -47,7 +47,9 @@ def register(parser: argparse.ArgumentParser) -> None:
         help="local: on the nodes named, or the CPUs', where it can be; bind: there or not at all;"
         " interleave: a part on each",
     )
-    parser.add_argument("--id", metavar="N", help="the instance's id, 1 to 511; default: the lowest free one")
+    parser.add_argument(
+        "--id", metavar="N", help=f"the instance's id, 1 to {MAX_INSTANCE_ID}; default: the lowest free one"
+    )
     parser.add_argument("--dry-run", action="store_true", help="same verdict, but nothing is created")
     parser.add_argument(
         "--ensure",

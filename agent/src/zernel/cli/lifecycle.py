@@ -7,7 +7,8 @@ import argparse
 from typing import Any
 
 from zernel.cli.output import add_format_option, print_result
-from zernel.multikernel import kexec, report
+from zernel.devicetree.model import MAX_INSTANCE_ID
+from zernel.multikernel import report
 from zernel.multikernel.fs import MultikernelFs
 from zernel.multikernel.lifecycle import Result, Target
 
@@ -35,8 +36,8 @@ def target_of(args: argparse.Namespace) -> Target:
 
 def _id(text: str) -> int:
     number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
-    if not 1 <= number <= kexec.MAX_ID:
-        raise argparse.ArgumentTypeError(f"'{text[:60]}' is no id: ids are 1 to {kexec.MAX_ID}")
+    if not 1 <= number <= MAX_INSTANCE_ID:
+        raise argparse.ArgumentTypeError(f"'{text[:60]}' is no id: ids are 1 to {MAX_INSTANCE_ID}")
     return number
 
 

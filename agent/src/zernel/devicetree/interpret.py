@@ -32,8 +32,6 @@ INVENTORY_NODE = "zernel,inventory"
 
 _ROOT_NODES = ("resources", "instances", INVENTORY_NODE)
 
-MAX_INSTANCES = 2047
-"""The kernel's ids end there, and so does the number of instances."""
 MAX_DEVICES = 8192
 
 _INSTANCE_PROPERTIES = (
@@ -114,7 +112,7 @@ class _Interpreter(Reader):
         instances: list[Instance] = []
         if container is not None:
             self.once(root, "instances")
-            for node in self.bounded(container, MAX_INSTANCES):
+            for node in self.bounded(container, MAX_INSTANCE_ID):
                 found = self.instance(node, len(instances), endpoints)
                 if found is not None:
                     instances.append(found)

@@ -11,8 +11,8 @@ from __future__ import annotations
 from zernel.record import Record
 
 PAGE_BYTES = 0x1000
-MAX_INSTANCE_ID = 511
-"""kerf's cap. The kernel takes ids up to 2047; 0 is the host."""
+MAX_INSTANCE_ID = 2047
+"""Ids have 11 bits in the flags of kexec_file_load(2), and 0 is the host. kerf alone stops at 511."""
 MAX_CPU = 8191
 """The highest CPU number that x86-64 Linux can be built for (NR_CPUS 8192)."""
 MAX_NODE = 1023

@@ -259,7 +259,7 @@ def policy_of(asked: Asked) -> Policy:
 def out_of_range(asked: Asked) -> Problem | None:
     """Return why no kernel takes the value of a known key; None where one may.
 
-    Source of the limits: Documentation/admin-guide/sysctl, and the types in which the kernel holds the values.
+    Source of the limits: Documentation/admin-guide/sysctl, and the types in which the kernel holds them.
     """
     knob = KNOBS.get(asked.key)
     if knob is None or knob.limits is None:

@@ -18,13 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from zernel.devicetree.model import MAX_INSTANCE_ID
 from zernel.errors import fail
 from zernel.multikernel import mounts
 from zernel.multikernel.fs import MAGIC, MultikernelFs
 from zernel.record import Record
 
-MAX_ID = 2047
-"""Ids have 11 bits in the flags. 0 is the host itself."""
 MAX_CMDLINE_BYTES = 2048
 """COMMAND_LINE_SIZE of x86-64, the closing NUL included."""
 
@@ -113,11 +112,11 @@ class KernelCalls:
 def _flags(number: int) -> int:
     """Return the flags that name an instance. A number that does not fit would name another one, or the
     host."""
-    if not 1 <= number <= MAX_ID:
+    if not 1 <= number <= MAX_INSTANCE_ID:
         raise fail(
             "bad-instance-id",
             f"{number} is no instance's id",
-            explanation=f"Ids are 1 to {MAX_ID}; 0 is the host",
+            explanation=f"Ids are 1 to {MAX_INSTANCE_ID}; 0 is the host",
             suggestion="Look at the instances: zernel show",
         )
     return MULTIKERNEL | (number << ID_SHIFT & ID_MASK)

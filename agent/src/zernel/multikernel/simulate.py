@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from zernel.devicetree import fdt
-from zernel.devicetree.model import PAGE_BYTES
+from zernel.devicetree.model import MAX_INSTANCE_ID, PAGE_BYTES
 from zernel.devicetree.tree import Node, Property, Tree, WrongType
 from zernel.devicetree.units import device_use, format_cpus
 from zernel.errors import ZernelError
@@ -51,7 +51,6 @@ _NOTICE = b"This file system is SIMULATED by 'zernel simulate multikernel'. No k
 _FIRST_TRANSACTION = 2
 _WISHES = ("numa-nodes", "cpu-affinity", "memory-policy")
 """Kept and shown as they were written; who placed the instance has heeded them."""
-_MAX_KERNEL_ID = 2047
 
 
 @dataclass(slots=True)
@@ -356,9 +355,9 @@ class SimulatedMultikernel:
     def choose_id(self, wanted: Property | None) -> int:
         taken = {instance.id for instance in self.instances.values()}
         if wanted is None:
-            return next(number for number in range(1, _MAX_KERNEL_ID + 1) if number not in taken)
+            return next(number for number in range(1, MAX_INSTANCE_ID + 1) if number not in taken)
         number = wanted.number()
-        if not 1 <= number <= _MAX_KERNEL_ID or number in taken:
+        if not 1 <= number <= MAX_INSTANCE_ID or number in taken:
             raise Refused(f"id {number}")
         return number
 
