@@ -161,15 +161,43 @@ def test_every_problem_of_the_final_state_with_its_place(host: Host, declare: De
     assert host.instances() == {}
 
 
-def test_what_cannot_be_changed_in_place_is_refused(host: Host, declare: Declare) -> None:
+def test_what_cannot_be_changed_in_place_is_deleted_and_created_anew(host: Host, declare: Declare) -> None:
     host.ok("create", "web", "--cpus=4-7", "--memory=2GB")
-    shown = host.refused("apply", declare(web=WEB + "id: 3\nmemory_base: 0x100000000\n"))
-    assert "An instance's id cannot be changed in place" in shown
-    assert "Where an instance's memory begins cannot be changed in place" in shown
-    assert "Device eth0:vf1 cannot be changed in place" in shown
-    assert "zernel delete web" in shown
-    assert "Line 4: devices: [eth0:vf1]" in shown
-    assert "Line 5: id: 3" in shown
+    option = declare(web=WEB + "id: 3\nmemory_base: 0x100000000\n")
+    planned = host.ok("apply", option, "--dry-run")
+    assert "WARNING: web: The instance is deleted and created anew" in planned
+    assert "An instance's id cannot be changed in place" in planned
+    assert "Where an instance's memory begins cannot be changed in place" in planned
+    assert "Device eth0:vf1 cannot be changed in place" in planned
+    assert "delete web: CPUs 4-7, 2GB at 0x80000000\n  create web: CPUs 4-7, 2GB at 0x100000000" in planned
+    done = host.json("apply", option)
+    assert [len(done["plan"][verb]) for verb in ("create", "update", "delete")] == [1, 0, 1]
+    assert host.instances()["web"]["id"] == 3
+    assert not host.json("apply", option)["changed"]
+
+
+def test_a_policy_that_is_declared_later_is_heeded(host: Host, declare: Declare) -> None:
+    host.ok("create", "web", "--cpus=10-13", "--memory=1GB", "--id=9")
+    option = declare(web="cpu_count: 4\nmemory: 1GB\ncpu_affinity: compact\nmemory_policy: local\n")
+    done = host.json("apply", option)
+    assert "instance-replaced" in [one["code"] for one in done["warnings"]]
+    found = host.instances()["web"]
+    assert (found["id"], len(found["cpus"])) == (9, 4)
+    assert (found["cpu_affinity"], found["memory_policy"]) == ("compact", "local")
+    assert not host.json("apply", option)["changed"]
+    # The same wish by the other command is the same state.
+    assert not host.json("update", "web", "--cpu-affinity=compact")["changed"]
+
+
+def test_an_instance_with_a_kernel_is_not_replaced(web: Host, kernel: Path, declare: Declare) -> None:
+    web.ok("load", "web", f"--kernel={kernel}")
+    before = web.instances()
+    option = declare(web="cpus: 4-7\nmemory: 2GB\ncpu_affinity: spread\n", db=DB)
+    shown = web.refused("apply", option)
+    assert "ERROR: web: The instance is loaded" in shown
+    assert "zernel unload web" in shown
+    assert "web.yaml" in shown
+    assert web.instances() == before
 
 
 @pytest.mark.parametrize(

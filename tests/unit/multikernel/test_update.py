@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -169,12 +170,57 @@ def test_the_full_state_is_validated_and_every_problem_told(host: Host) -> None:
     assert host.instances()["web"]["cpus"] == [4, 5, 6, 7]
 
 
-def test_parts_of_devices_cannot_be_changed_in_place(gpus: Host) -> None:
-    gpus.ok("create", "web", "--cpus=2", "--memory=1GB", "--devices=gpu0,eth0:vf1")
-    shown = gpus.refused("update", "web", "--devices=gpu0,eth0:vf2")
-    assert "Device eth0:vf1, eth0:vf2 cannot be changed in place" in shown
-    assert gpus.json("update", "web", "--devices=gpu1,eth0:vf1")["after"]["devices"] == ["gpu1", "eth0:vf1"]
-    assert "cannot be changed in place" in gpus.refused("update", "web", "--devices=none")
+def test_what_cannot_be_changed_in_place_is_deleted_and_created_anew(gpus: Host) -> None:
+    gpus.ok("create", "web", "--cpus=2", "--memory=1GB", "--devices=gpu0,eth0:vf1", "--id=7")
+    before = gpus.instances()["web"]
+    planned = gpus.ok("update", "web", "--devices=gpu0,eth0:vf2", "--dry-run")
+    assert "WARNING: web: The instance is deleted and created anew" in planned
+    assert "Device eth0:vf1, eth0:vf2 cannot be changed in place" in planned
+    assert gpus.instances()["web"] == before
+    done = gpus.json("update", "web", "--devices=gpu0,eth0:vf2")
+    assert [one["code"] for one in done["warnings"]] == ["instance-replaced"]
+    assert (done["operations"], len(done["transactions"])) == ([], 2)
+    assert gpus.instances()["web"] == before | {"devices": ["gpu0", "eth0:vf2"]}
+    # What can be changed in place is.
+    done = gpus.json("update", "web", "--devices=gpu1,eth0:vf2")
+    assert (done["warnings"], done["after"]["devices"]) == ([], ["gpu1", "eth0:vf2"])
+    gpus.ok("rollback")
+    gpus.ok("rollback")
+    assert gpus.instances()["web"] == before
+
+
+def test_an_instance_that_shall_be_elsewhere_is_placed_anew(gpus: Host) -> None:
+    gpus.ok("create", "web", "--cpu-count=4", "--memory=2GB", "--id=7")
+    words = ("update", "web", "--numa-nodes=1", "--memory-policy=bind")
+    done = gpus.json(*words)
+    assert "instance-replaced" in [one["code"] for one in done["warnings"]]
+    after = gpus.instances()["web"]
+    assert (after["numa_nodes"], after["memory_policy"], after["id"]) == ([1], "bind", 7)
+    assert (len(after["cpus"]), after["memory_bytes"]) == (4, 2 * GB)
+    assert min(after["cpus"]) >= 8
+    assert not gpus.json(*words)["changed"]
+    assert "memory-base" not in gpus.refused("update", "web", "--numa-nodes=9")
+
+
+@pytest.mark.parametrize("words", [["--cpu-affinity=spread"], ["--devices=eth0:vf2"]])
+def test_an_instance_with_a_kernel_is_not_replaced(web: Host, kernel: Path, words: list[str]) -> None:
+    web.ok("load", "web", f"--kernel={kernel}")
+    before = web.instances()
+    shown = web.refused("update", "web", *words)
+    assert "ERROR: web: The instance is loaded\n" in shown
+    assert "cannot be changed in place" in shown
+    assert "Suggestion: Unload its kernel first: zernel unload web" in shown
+    assert shown == web.refused("update", "web", *words, "--dry-run")
+    assert web.instances() == before
+
+
+@pytest.mark.parametrize("faulty", [["none", "none", "failed"], ["none", "failed"]], indirect=True)
+def test_a_replacement_that_fails_leaves_what_was_there(faulty: Host) -> None:
+    faulty.ok(*DATABASE)
+    before = faulty.instances()
+    assert "The kernel did not" in faulty.refused("update", "database", "--cpu-affinity=spread")
+    assert faulty.instances() == before
+    assert not pending(faulty)
 
 
 def test_an_instance_that_is_not_there(host: Host) -> None:
@@ -279,7 +325,14 @@ def test_what_another_program_changed_meanwhile_is_left_alone(host: Host, killed
     assert host.instances()["database"]["cpus"] == [*range(8, 16), 20, 21, 30]
 
 
-@pytest.mark.parametrize("words", [("--cpus=8-19", "--memory=8GB"), ("--cpus=20-21", "--memory=1GB")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--cpus=8-19", "--memory=8GB"),
+        ("--cpus=20-21", "--memory=1GB"),
+        ("--cpu-affinity=compact", "--cpus=20-21"),  # deleted and created anew
+    ],
+)
 def test_sigkill_at_every_moment_of_an_update(host: Host, killed: Killed, words: tuple[str, ...]) -> None:
     first = ([*range(8, 16)], 4 * GB)
     outcomes = []

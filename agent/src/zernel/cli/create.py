@@ -7,7 +7,7 @@ import argparse
 
 from zernel.cli import options
 from zernel.cli.output import add_format_option, print_result
-from zernel.devicetree.model import CPU_AFFINITIES, MAX_CPU, MAX_INSTANCE_ID, MEMORY_POLICIES
+from zernel.devicetree.model import MAX_CPU, MAX_INSTANCE_ID
 from zernel.devicetree.units import (
     parse_base,
     parse_cpus,
@@ -32,21 +32,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--memory-base", metavar="ADDRESS", help="where the memory begins; default: the lowest free place"
     )
     parser.add_argument("--devices", metavar="LIST", help="such as eth0:vf1,nvme0:ns2")
-    parser.add_argument(
-        "--numa-nodes", metavar="LIST", help="CPUs of these NUMA nodes only, and memory where it can be: 0,1"
-    )
-    parser.add_argument(
-        "--cpu-affinity",
-        choices=CPU_AFFINITIES,
-        help="compact: few nodes, neighbouring cores (the default); spread: evenly over nodes and cores;"
-        " local: near the devices",
-    )
-    parser.add_argument(
-        "--memory-policy",
-        choices=MEMORY_POLICIES,
-        help="local: on the nodes named, or the CPUs', where it can be; bind: there or not at all;"
-        " interleave: a part on each",
-    )
+    options.add_wishes(parser)
     parser.add_argument(
         "--id", metavar="N", help=f"the instance's id, 1 to {MAX_INSTANCE_ID}; default: the lowest free one"
     )

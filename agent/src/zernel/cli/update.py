@@ -9,7 +9,7 @@ from collections.abc import Callable
 from zernel.cli import options
 from zernel.cli.output import add_format_option, print_result
 from zernel.devicetree.model import MAX_CPU
-from zernel.devicetree.units import parse_cpus, parse_devices, parse_memory, parse_number
+from zernel.devicetree.units import parse_cpus, parse_devices, parse_memory, parse_nodes, parse_number
 from zernel.errors import ZernelError
 from zernel.multikernel import changes, fs, operations, planning, report
 from zernel.multikernel.text import change_data, print_change, told, transaction_data
@@ -30,6 +30,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--devices", metavar="LIST", help="all devices that it shall have, such as gpu0; 'none' for no device"
     )
+    options.add_wishes(parser)
     parser.add_argument("--dry-run", action="store_true", help="same verdict, but nothing is changed")
     options.add_root(parser)
     add_format_option(parser)
@@ -45,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
     assert before is not None
     assert after is not None
     data = change_data(outcome, target, dry_run=args.dry_run, status="updated")
-    data["operations"] = [operation.as_dict() for operation in changes.operations(before, after)]
+    moved = [] if outcome.replaced else changes.operations(before, after)
+    data["operations"] = [operation.as_dict() for operation in moved]
     data["transactions"] = [transaction_data(one) for one in outcome.transactions]
     if not outcome.changed:
         done = f"✓ Instance {wish.name} is so already: nothing to change"
@@ -54,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         done = f"✓ Instance {wish.name} updated{told(outcome.transactions)}"
     lines = report.instance_lines(after, outcome.status)
-    lines += [f"  {operation}" for operation in changes.operations(before, after)]
+    lines += [f"  {operation}" for operation in moved]
     print_result(data, args.format, lambda: print_change(lines, outcome, target, done))
     return 0
 
@@ -67,7 +69,8 @@ def _wish(args: argparse.Namespace) -> planning.Update:
     if len(cpus) > 1 and cpus != ["add_cpus", "remove_cpus"]:
         shown = " and ".join(f"--{name.replace('_', '-')}" for name in cpus)
         args.wrong_usage(f"{shown} do not go together")
-    if not cpus and args.memory is None and args.devices is None:
+    others = ("memory", "devices", *planning.WISHES)
+    if not cpus and all(getattr(args, name) is None for name in others):
         args.wrong_usage("nothing to change: give --cpus, --cpu-count, --memory or --devices")
     values: dict[str, object] = {}
     mistakes: list[ZernelError] = []
@@ -77,6 +80,9 @@ def _wish(args: argparse.Namespace) -> planning.Update:
         "add_cpus": lambda text: parse_cpus(text, "--add-cpus"),
         "remove_cpus": lambda text: parse_cpus(text, "--remove-cpus"),
         "memory": lambda text: parse_memory(text, "--memory"),
+        "numa_nodes": lambda text: parse_nodes(text, "--numa-nodes"),
+        "cpu_affinity": str,
+        "memory_policy": str,
         "devices": lambda text: () if text == "none" else parse_devices(text, "--devices"),
     }
     for name, read in readers.items():

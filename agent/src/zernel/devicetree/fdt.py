@@ -72,10 +72,11 @@ class _Writer:
         return header + reserved + bytes(self.struct) + bytes(self.strings)
 
     def number_references(self) -> None:
-        stack = [self.tree.root]
+        stack = [(self.tree.root, "")]
         while stack:
-            node = stack.pop()
-            stack += node.children
+            node, path = stack.pop()
+            self.paths[id(node)] = path or "/"
+            stack += [(child, f"{path}/{child.name}") for child in node.children]
             for found in node.properties:
                 for value in found.values:
                     for item in value.items if isinstance(value, Cells) else ():
@@ -90,7 +91,6 @@ class _Writer:
 
     def node(self, node: Node, path: str) -> None:
         """Write ``node``. The depth is bounded by the reader and by `zernel.devicetree.dts`."""
-        self.paths[id(node)] = path or "/"
         self.struct += u32(_BEGIN_NODE) + _padded(strings("" if not path else node.name))
         for found in node.properties:
             self.property(found.name, b"".join(self.encode(value) for value in found.values))

@@ -163,7 +163,7 @@ def _devices(instance: Instance) -> str:
 
 
 def check_in_place(before: Instance, after: Instance, resources: Resources) -> list[Problem]:
-    """Return why no operation leads from one state to the other; both have the same name."""
+    """Return why no operation of an update leads from one state to the other; both have the same name."""
     problems = []
 
     def cannot(code: str, what: str, *why: str) -> None:

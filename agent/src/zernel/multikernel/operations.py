@@ -12,7 +12,7 @@ from zernel.devicetree.allocations import check_name
 from zernel.devicetree.model import Instance, Resources
 from zernel.devicetree.validate import is_valid
 from zernel.errors import Problem, ZernelError, fail
-from zernel.multikernel import planning, state
+from zernel.multikernel import planning, state, undoing
 from zernel.multikernel.changes import Step, same
 from zernel.multikernel.fs import MultikernelFs, Transaction
 from zernel.multikernel.journal import Entry, Journal
@@ -26,7 +26,8 @@ class Outcome(Record):
     """What a change did: the instance before and after it (None: not there), and the kernel's
     transactions.
 
-    ``notes`` say what was found of an earlier command that did not finish.
+    ``notes`` say what was found of an earlier command that did not finish; ``replaced``, that the instance
+    was deleted and created anew.
     """
 
     before: Instance | None
@@ -36,6 +37,7 @@ class Outcome(Record):
     transactions: tuple[Transaction, ...] = ()
     warnings: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
+    replaced: bool = False
 
 
 def create(
@@ -112,15 +114,23 @@ def update(fs: MultikernelFs, wish: planning.Update, *, dry_run: bool, root: Pat
         existing = current.instance(wish.name)
         if existing is None:
             raise planning.not_there(wish.name, list(current.statuses))
-        after, problems = planning.update(current.system, existing, wish, root)
+        if wish.moves(existing):
+            existing = state.with_wishes(fs, wire, existing)
+        instances = tuple(existing if one.name == wish.name else one for one in current.system.instances)
+        after, problems = planning.update(current.system.but(instances=instances), existing, wish, root)
+        target = tuple(after if one is existing else one for one in instances)
+        resources, statuses = current.system.resources, current.statuses
+        replaced, why = planning.replacements(instances, target, resources, statuses)
+        problems += why
         if not is_valid(problems):
             raise ZernelError(*problems)
-        status = current.statuses[wish.name]
-        outcome = Outcome(existing, after, status, warnings=tuple(problems), notes=settled.notes)
-        if same(existing, after):
+        status = statuses[wish.name]
+        outcome = Outcome(
+            existing, after, status, warnings=tuple(problems), notes=settled.notes, replaced=bool(replaced)
+        )
+        if not replaced and same(existing, after):
             return outcome.but(changed=False)
-        instances = current.system.instances
-        steps = order(instances, tuple(after if one is existing else one for one in instances))
+        steps = order(instances, target, replaced)
         if problems := planning.check_busy(current.statuses, steps):
             raise ZernelError(*problems)
         if journal is None:
@@ -148,11 +158,14 @@ def rollback(fs: MultikernelFs, transaction: int | None, *, dry_run: bool) -> Ro
     with change(fs, wire, dry_run) as (journal, settled):
         current = state.load(fs, wire)
         history = [entry for entry in Journal(fs.root).history() if made_by(fs, entry)]
-        entry = planning.to_undo(history, transaction)
-        instances, problems = planning.undone(current.system, entry)
+        entry = undoing.to_undo(history, transaction)
+        instances, problems = undoing.undone(current.system, entry)
+        before, resources = current.system.instances, current.system.resources
+        replaced, why = planning.replacements(before, instances, resources, current.statuses)
+        problems += why
         if not is_valid(problems):
             raise ZernelError(*problems)
-        steps = order(current.system.instances, instances)
+        steps = order(before, instances, replaced)
         if busy := planning.check_busy(current.statuses, steps):
             raise ZernelError(*busy)
         found = Rollback(entry, tuple(steps), warnings=tuple(problems), notes=settled.notes)

@@ -13,13 +13,18 @@ from zernel.errors import Problem, ZernelError
 from zernel.multikernel.changes import Step, kept, same, union
 
 
-def order(before: tuple[Instance, ...], after: tuple[Instance, ...]) -> list[Step]:
-    """Return the steps. Both states must be valid, and each update possible in place.
+def order(
+    before: tuple[Instance, ...],
+    after: tuple[Instance, ...],
+    replaced: frozenset[str] = frozenset(),
+) -> list[Step]:
+    """Return the steps. Both states must be valid, and each update possible in place, but for those
+    ``replaced``: these instances are deleted and created anew.
 
     Raises `ZernelError` when instances can only exchange what they have with nothing left in between.
     """
     now = {instance.name: instance for instance in before}
-    wanted = {instance.name: instance for instance in after}
+    wanted = {instance.name: instance for instance in after if instance.name not in replaced}
     steps = [Step(instance, None) for instance in before if instance.name not in wanted]
     owners = _Owners([instance for instance in before if instance.name in wanted])
     updates = [
@@ -52,7 +57,7 @@ def order(before: tuple[Instance, ...], after: tuple[Instance, ...]) -> list[Ste
                 raise ZernelError(*(_circular(now[target.name]) for target in waiting))
             go(kept(now[giving.name], giving))
         updates = waiting
-    return steps + [Step(None, instance) for name, instance in wanted.items() if name not in now]
+    return steps + [Step(None, one) for one in after if one.name not in now or one.name in replaced]
 
 
 def _can_give(here: Instance, target: Instance) -> bool:

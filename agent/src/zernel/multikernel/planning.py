@@ -5,22 +5,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from zernel.devicetree.free import free_cpus, free_memory
-from zernel.devicetree.model import DeviceUse, Instance, System
+from zernel.devicetree.model import DeviceUse, Instance, Resources, System
 from zernel.devicetree.topology_rules import memory_nodes
 from zernel.devicetree.units import exact_size, format_cpus, format_size
 from zernel.devicetree.validate import validate
 from zernel.errors import Problem, ZernelError, fail
 from zernel.multikernel import allocate
-from zernel.multikernel.changes import Step, check_in_place, differences, kept, operations
-from zernel.multikernel.journal import Entry
+from zernel.multikernel.changes import Step, check_in_place, kept, operations
 from zernel.record import Record
 from zernel.topology import UNKNOWN, Topology, locate_devices
 from zernel.topology import read as read_topology
 
 T = TypeVar("T")
+
+WISHES = ("numa_nodes", "cpu_affinity", "memory_policy")
+"""The fields of an instance that say where it was asked to be."""
 
 
 class Update(Record):
@@ -37,6 +39,17 @@ class Update(Record):
     remove_cpus: tuple[int, ...] = ()
     memory_bytes: int | None = None
     devices: tuple[DeviceUse, ...] | None = None
+    numa_nodes: tuple[int, ...] | None = None
+    cpu_affinity: str | None = None
+    memory_policy: str | None = None
+
+    def moves(self, existing: Instance) -> bool:
+        """Say whether the instance shall be somewhere else than it was asked to be until now."""
+        return any(
+            wished is not None and wished != getattr(existing, name)
+            for name, wished in self.__dict__.items()
+            if name in WISHES
+        )
 
 
 class Request(Record):
@@ -57,6 +70,33 @@ class Request(Record):
     def wishes(self) -> allocate.Wishes:
         """Where the instance should be."""
         return allocate.Wishes(self.numa_nodes, self.cpu_affinity, self.memory_policy, self.devices)
+
+    @property
+    def wished(self) -> dict[str, Any]:
+        """Those of `WISHES` that are given."""
+        return {name: found for name in WISHES if (found := getattr(self, name))}
+
+    def over(self, existing: Instance) -> Instance:
+        """Return ``existing`` with what is given here, but for CPUs and the size of memory."""
+        return existing.but(
+            id=existing.id if self.id is None else self.id,
+            memory_base=existing.memory_base if self.memory_base is None else self.memory_base,
+            devices=self.devices,
+            **self.wished,
+        )
+
+    def anew(self, existing: Instance) -> Request:
+        """Return the request that creates anew what is there: where it is not to be somewhere else, what is
+        left open stays as it is."""
+        after = self.over(existing)
+        request = self.but(id=after.id, **{name: getattr(after, name) for name in WISHES})
+        if any(getattr(after, name) != getattr(existing, name) for name in WISHES):
+            return request
+        if self.cpu_count == len(existing.cpus):
+            request = request.but(cpus=existing.cpus, cpu_count=None)
+        if self.memory_bytes <= existing.memory_bytes:
+            request = request.but(memory_base=after.memory_base)
+        return request
 
 
 def plan(system: System, request: Request, root: Path = Path("/")) -> tuple[Instance, list[Problem]]:
@@ -197,7 +237,13 @@ def not_there(name: str, names: list[str]) -> ZernelError:
 def update(
     system: System, existing: Instance, wish: Update, root: Path = Path("/")
 ) -> tuple[Instance, list[Problem]]:
-    """Return what ``existing`` shall be, with everything that is wrong with it. ``root`` is where sys/ is."""
+    """Return what ``existing`` shall be, with everything that is wrong with it. ``root`` is where sys/ is.
+
+    Where it shall be somewhere else, what is left open is chosen anew: it keeps its name, its id, and how
+    much it has.
+    """
+    if wish.moves(existing):
+        return _moved(system, existing, wish, root)
     topology = read_topology(system.resources, root)
     problems: list[Problem] = []
     cpus = existing.cpus if wish.cpus is None else wish.cpus
@@ -234,11 +280,64 @@ def update(
     final = after.but(memory_bytes=existing.memory_bytes) if blocked else after
     others = tuple(final if one.name == existing.name else one for one in system.instances)
     problems += validate(System(system.resources, others))
-    problems += check_in_place(existing, after, system.resources)
     if not set(after.cpus) <= has:
         rest = system.but(instances=tuple(one for one in system.instances if one.name != existing.name))
         problems += allocate.shared_cores(rest, after, topology)
     return after, problems
+
+
+def _moved(system: System, existing: Instance, wish: Update, root: Path) -> tuple[Instance, list[Problem]]:
+    cpus = wish.cpus
+    if wish.add_cpus or wish.remove_cpus:
+        cpus = tuple(sorted({*existing.cpus, *wish.add_cpus}.difference(wish.remove_cpus)))
+    count = len(existing.cpus) if wish.cpu_count is None else wish.cpu_count
+    request = Request(
+        existing.name,
+        existing.memory_bytes if wish.memory_bytes is None else wish.memory_bytes,
+        cpus,
+        cpu_count=count if cpus is None else None,
+        devices=existing.devices if wish.devices is None else wish.devices,
+        numa_nodes=wish.numa_nodes or (),
+        cpu_affinity=wish.cpu_affinity,
+        memory_policy=wish.memory_policy,
+    ).anew(existing)
+    rest = tuple(one for one in system.instances if one.name != existing.name)
+    return plan(system.but(instances=rest), request, root)
+
+
+def replacements(
+    before: tuple[Instance, ...],
+    after: tuple[Instance, ...],
+    resources: Resources,
+    statuses: dict[str, str],
+) -> tuple[frozenset[str], list[Problem]]:
+    """Return which instances must be deleted and created anew, as no operation leads from one state to the
+    other, and a problem for each: a warning, or an error where a kernel is loaded."""
+    there = {one.name: one for one in before}
+    names, problems = set(), []
+    for target in after:
+        here = there.get(target.name)
+        reasons = check_in_place(here, target, resources) if here is not None else []
+        if not reasons:
+            continue
+        names.add(target.name)
+        status = statuses.get(target.name)
+        loaded = status in ("loaded", "active")
+        problems.append(
+            Problem(
+                "instance-busy" if loaded else "instance-replaced",
+                f"The instance is {status}" if loaded else "The instance is deleted and created anew",
+                subject=target.name,
+                explanation=tuple(
+                    text for reason in reasons for text in (reason.category, *reason.explanation)
+                ),
+                conflict="It would have to be deleted and created anew" if loaded else None,
+                suggestion=unload_first(target.name, status) if loaded else None,
+                note=None if loaded else "No kernel is loaded into it: nothing that runs is lost",
+                severity="ERROR" if loaded else "WARNING",
+            )
+        )
+    return frozenset(names), problems
 
 
 def resized(system: System, existing: Instance, count: int, topology: Topology = UNKNOWN) -> tuple[int, ...]:
@@ -352,87 +451,12 @@ def busy(name: str, status: str) -> Problem:
         subject=name,
         explanation=("The kernel deletes an instance only when no kernel is loaded into it",),
         current_state=status,
-        suggestion=f"Unload its kernel first: zernel unload {name}"
-        if status == "loaded"
-        else f"Stop and unload its kernel first: zernel kill {name} && zernel unload {name}",
+        suggestion=unload_first(name, status),
     )
 
 
-def to_undo(history: list[Entry], transaction: int | None) -> Entry:
-    """Return the change that a rollback is to take back; ``history`` has the newest first.
-
-    Without a transaction it is the last change that stands: no rollback, and none that was rolled back.
-    """
-    if transaction is not None:
-        for entry in history:
-            if transaction in entry.transactions:
-                return entry
-        known = [number for entry in history for number in entry.transactions]
-        raise fail(
-            "transaction-unknown",
-            f"There is no transaction tx_{transaction} of Zernel's",
-            explanation=f"Those that can be rolled back: {_numbers(known) or 'none'}",
-            suggestion="Name one of them, or none: the last change is rolled back then",
-        )
-    gone: set[int] = set()
-    for entry in history:
-        if entry.number in gone:
-            continue
-        if entry.undoes is None:
-            return entry
-        gone.add(entry.undoes)
-    raise fail(
-        "nothing-to-undo",
-        "There is no change to roll back",
-        explanation="Zernel made none since the multikernel file system was mounted, or all were rolled back",
-        suggestion="See what there is: zernel show",
-    )
-
-
-def _numbers(transactions: list[int]) -> str:
-    shown = [f"tx_{number}" for number in sorted(transactions)[-16:]]
-    return ", ".join(["...", *shown] if len(transactions) > 16 else shown)
-
-
-def undone(system: System, entry: Entry) -> tuple[tuple[Instance, ...], list[Problem]]:
-    """Return the instances as they were before a change, with everything that speaks against it.
-
-    What the change left must be what there is: a later change would be lost otherwise.
-    """
-    instances = {one.name: one for one in system.instances}
-    problems: list[Problem] = []
-    named = ", ".join(f"tx_{number}" for number in entry.transactions)
-    # Several steps may have moved one instance: what counts is where it was first and where it was last.
-    first = {step.name: step.before for step in reversed(entry.steps)}
-    last = {step.name: step.after for step in entry.steps}
-    for name, before in first.items():
-        wrong = differences(instances.get(name), last[name])
-        if wrong:
-            problems.append(
-                Problem(
-                    "state-differs",
-                    f"The instance is not what {named} left",
-                    subject=name,
-                    explanation=tuple(wrong),
-                    conflict="A rollback would undo more than that change",
-                    suggestion="Roll back the later changes first: zernel rollback",
-                    alternative="Change it to what you want: zernel update, create or delete",
-                )
-            )
-        elif before is None:
-            instances.pop(name, None)
-        elif not before.cpus:
-            problems.append(
-                Problem(
-                    "state-unknown",
-                    "What the instance owned is not known",
-                    subject=name,
-                    explanation=("Its resources could not be read when it was deleted",),
-                    suggestion=f"Create it anew: zernel create {name}",
-                )
-            )
-        else:
-            instances[name] = before
-    if not problems:
-        problems += validate(System(system.resources, tuple(instances.values())))
-    return tuple(instances.values()), problems
+def unload_first(name: str, status: str | None) -> str:
+    """Return how an instance that has a kernel becomes ready."""
+    if status == "loaded":
+        return f"Unload its kernel first: zernel unload {name}"
+    return f"Stop and unload its kernel first: zernel kill {name} && zernel unload {name}"

@@ -40,9 +40,6 @@ _PROPERTIES = {
 """The keys of a declaration, and what the rules for instances call them."""
 
 _ABOUT = {
-    "device-fixed": "devices",
-    "id-fixed": "id",
-    "memory-base-fixed": "memory_base",
     "memory-cannot-grow": "memory",
     "not-enough-cpus": "cpu_count",
     "not-enough-memory": "memory",
@@ -82,14 +79,22 @@ def reconcile(
     wire = V1()
     with change(fs, wire, dry_run) as (journal, settled):
         current = state.load(fs, wire)
-        before = current.system.instances
+        wishing = {one.name for one in declarations if one.request.wished}
+        before = tuple(
+            state.with_wishes(fs, wire, one) if one.name in wishing else one
+            for one in current.system.instances
+        )
         declared = {one.name for one in declarations}
         others = tuple(one.name for one in before if one.name not in declared)
         base = tuple(one for one in before if one.name in declared or not prune)
-        after, problems = _Target(System(current.system.resources, base), declarations, root).run()
+        resources = current.system.resources
+        target = _Target(System(resources, base), declarations, root)
+        after, problems = target.run()
+        replaced, why = planning.replacements(before, after, resources, current.statuses)
+        problems += target.placed(why)
         if not is_valid(problems):
             raise ZernelError(*problems)
-        steps = order(before, after)
+        steps = order(before, after, replaced)
         if busy := planning.check_busy(current.statuses, steps):
             raise ZernelError(*busy)
         done: tuple[Transaction, ...] = ()
@@ -98,7 +103,7 @@ def reconcile(
         return Reconciled(
             before,
             after,
-            _net(before, after),
+            _net(before, after, replaced),
             () if prune else others,
             {name: fs.instance(name)[1] for name in fs.instance_names()} if done else current.statuses,
             done,
@@ -107,10 +112,18 @@ def reconcile(
         )
 
 
-def _net(before: tuple[Instance, ...], after: tuple[Instance, ...]) -> tuple[Step, ...]:
+def _net(
+    before: tuple[Instance, ...], after: tuple[Instance, ...], replaced: frozenset[str]
+) -> tuple[Step, ...]:
     was, will = {one.name: one for one in before}, {one.name: one for one in after}
-    steps = (Step(was.get(name), will.get(name)) for name in {**was, **will})
-    return tuple(step for step in steps if not same(step.before, step.after))
+    steps: list[Step] = []
+    for name in {**was, **will}:
+        here, target = was.get(name), will.get(name)
+        if name in replaced:
+            steps += [Step(here, None), Step(None, target)]
+        elif not same(here, target):
+            steps.append(Step(here, target))
+    return tuple(steps)
 
 
 class _Target:
@@ -120,9 +133,19 @@ class _Target:
         self.topology = read_topology(system.resources, root)
         foreign = self.topology.foreign
         self.resources = system.resources if foreign else locate_devices(system.resources, root)
-        self.there = {one.name: one for one in system.instances}
+        there = {one.name: one for one in system.instances}
+        replaced = {
+            one.name
+            for one in declarations
+            if (here := there.get(one.name)) is not None
+            and check_in_place(here, one.request.over(here), self.resources)
+        }
+        self.there = {name: one for name, one in there.items() if name not in replaced}
         self.working = dict(self.there)
-        self.declarations = declarations
+        self.declarations = [
+            one.but(request=one.request.anew(there[one.name])) if one.name in replaced else one
+            for one in declarations
+        ]
         self.problems: list[Problem] = []
         self.open: set[tuple[str, str]] = set()
         """Names with the kind of value that could not be chosen; the stand-in's own problems are left out."""
@@ -141,10 +164,6 @@ class _Target:
         for one in self.declarations:
             if one.name not in self.there:
                 self.choose(one)
-        for one in self.declarations:
-            if one.name in self.there:
-                here, target = self.there[one.name], self.working[one.name]
-                self.add(one, check_in_place(here, target, self.resources))
         for problem in validate(self.system, self.origins()):
             kind = "memory-" if problem.code.startswith("memory-") else problem.code
             if (problem.subject, kind) not in self.open:
@@ -182,15 +201,8 @@ class _Target:
         cpus = here.cpus if wanted.cpus is None else wanted.cpus
         if wanted.cpu_count is not None and wanted.cpu_count < len(cpus):
             cpus = planning.resized(self.system, here, wanted.cpu_count, self.topology)
-        self.working[one.name] = here.but(
-            cpus=cpus,
-            memory_bytes=min(here.memory_bytes, wanted.memory_bytes),
-            memory_base=here.memory_base if wanted.memory_base is None else wanted.memory_base,
-            devices=wanted.devices,
-            id=here.id if wanted.id is None else wanted.id,
-            numa_nodes=wanted.numa_nodes or here.numa_nodes,
-            cpu_affinity=wanted.cpu_affinity or here.cpu_affinity,
-            memory_policy=wanted.memory_policy or here.memory_policy,
+        self.working[one.name] = wanted.over(here).but(
+            cpus=cpus, memory_bytes=min(here.memory_bytes, wanted.memory_bytes)
         )
 
     def grow(self, one: Declaration) -> None:
@@ -239,6 +251,11 @@ class _Target:
         for problem in problems:
             place = one.places.get(_ABOUT.get(problem.code, ""), one.places[""])
             self.problems.append(problem.but(locations=problem.locations or (place,)))
+
+    def placed(self, problems: list[Problem]) -> list[Problem]:
+        """Return problems of declared instances with the places of the declarations."""
+        places = {one.name: (one.places[""],) for one in self.declarations}
+        return [problem.but(locations=places.get(problem.subject or "", ())) for problem in problems]
 
     def origins(self) -> Origins:
         """Return where the values stand, for the rules."""

@@ -70,6 +70,25 @@ def present(fs: MultikernelFs, wire: V1, name: str) -> Instance | None:
     return _read(fs, wire, name, number, tree, resources) or Instance(name, number, (), 0, 0)
 
 
+def with_wishes(fs: MultikernelFs, wire: V1, instance: Instance) -> Instance:
+    """Return the instance with the NUMA nodes and policies that it was created with, where the kernel shows
+    none: kernels are not known to keep them, and the overlay tells."""
+    if instance.numa_nodes or instance.cpu_affinity is not None or instance.memory_policy is not None:
+        return instance
+    for number in sorted(fs.transactions(), reverse=True):
+        made = fs.transaction(number)
+        if made is None or made.instance != instance.name or made.status != "applied":
+            continue
+        created = wire.read_instance(instance.name, instance.id or 0, made.dtbo)
+        if created is not None:
+            return instance.but(
+                numa_nodes=created.numa_nodes,
+                cpu_affinity=created.cpu_affinity,
+                memory_policy=created.memory_policy,
+            )
+    return instance
+
+
 def baseline(fs: MultikernelFs, wire: V1) -> Resources | None:
     """Return the inventory that the kernel holds, or None when there is none that is understood."""
     blob = fs.baseline()

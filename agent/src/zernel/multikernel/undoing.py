@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which change a rollback takes back, and where that leads."""
+
+from __future__ import annotations
+
+from zernel.devicetree.model import Instance, System
+from zernel.devicetree.validate import validate
+from zernel.errors import Problem, fail
+from zernel.multikernel.changes import differences
+from zernel.multikernel.journal import Entry
+
+
+def to_undo(history: list[Entry], transaction: int | None) -> Entry:
+    """Return the change that a rollback is to take back; ``history`` has the newest first.
+
+    Without a transaction it is the last change that stands: no rollback, and none that was rolled back.
+    """
+    if transaction is not None:
+        for entry in history:
+            if transaction in entry.transactions:
+                return entry
+        known = [number for entry in history for number in entry.transactions]
+        raise fail(
+            "transaction-unknown",
+            f"There is no transaction tx_{transaction} of Zernel's",
+            explanation=f"Those that can be rolled back: {_numbers(known) or 'none'}",
+            suggestion="Name one of them, or none: the last change is rolled back then",
+        )
+    gone: set[int] = set()
+    for entry in history:
+        if entry.number in gone:
+            continue
+        if entry.undoes is None:
+            return entry
+        gone.add(entry.undoes)
+    raise fail(
+        "nothing-to-undo",
+        "There is no change to roll back",
+        explanation="Zernel made none since the multikernel file system was mounted, or all were rolled back",
+        suggestion="See what there is: zernel show",
+    )
+
+
+def _numbers(transactions: list[int]) -> str:
+    shown = [f"tx_{number}" for number in sorted(transactions)[-16:]]
+    return ", ".join(["...", *shown] if len(transactions) > 16 else shown)
+
+
+def undone(system: System, entry: Entry) -> tuple[tuple[Instance, ...], list[Problem]]:
+    """Return the instances as they were before a change, with everything that speaks against it.
+
+    What the change left must be what there is: a later change would be lost otherwise.
+    """
+    instances = {one.name: one for one in system.instances}
+    problems: list[Problem] = []
+    named = ", ".join(f"tx_{number}" for number in entry.transactions)
+    # Several steps may have moved one instance: what counts is where it was first and where it was last.
+    first = {step.name: step.before for step in reversed(entry.steps)}
+    last = {step.name: step.after for step in entry.steps}
+    for name, before in first.items():
+        wrong = differences(instances.get(name), last[name])
+        if wrong:
+            problems.append(
+                Problem(
+                    "state-differs",
+                    f"The instance is not what {named} left",
+                    subject=name,
+                    explanation=tuple(wrong),
+                    conflict="A rollback would undo more than that change",
+                    suggestion="Roll back the later changes first: zernel rollback",
+                    alternative="Change it to what you want: zernel update, create or delete",
+                )
+            )
+        elif before is None:
+            instances.pop(name, None)
+        elif not before.cpus:
+            problems.append(
+                Problem(
+                    "state-unknown",
+                    "What the instance owned is not known",
+                    subject=name,
+                    explanation=("Its resources could not be read when it was deleted",),
+                    suggestion=f"Create it anew: zernel create {name}",
+                )
+            )
+        else:
+            instances[name] = before
+    if not problems:
+        problems += validate(System(system.resources, tuple(instances.values())))
+    return tuple(instances.values()), problems
