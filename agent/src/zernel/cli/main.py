@@ -104,6 +104,7 @@ def _parsed(verb: str, summary: str, module: ModuleType, words: list[str]) -> ar
         description=summary,
         # argparse imports shutil to learn the width, also where no help is printed: 4 ms.
         formatter_class=lambda prog: argparse.HelpFormatter(prog, width=_columns() - 2),
+        allow_abbrev=False,  # what '--f' means would change with each new option
     )
     module.register(parser)
     return parser.parse_args(words)

@@ -269,4 +269,7 @@ _EXAMPLES = {
     "memory_base": "0x80000000",
     "devices": "[eth0:vf1]",
     "id": "1",
+    "numa_nodes": "[0, 1]",
+    "cpu_affinity": "compact",
+    "memory_policy": "local",
 }
