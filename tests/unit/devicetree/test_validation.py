@@ -157,7 +157,7 @@ def test_unknown_device_in_the_documents_words(system: System) -> None:
         (0, {"name": "../../evil"}, "bad-name", "Invalid instance name: '../../evil'"),
         (0, {"id": 2}, "duplicate-id", "Duplicate instance ID: 2 assigned to both web-server and database"),
         (0, {"id": 0}, "id-out-of-range", "web-server: Instance id 0 is out of range"),
-        (0, {"id": 512}, "id-out-of-range", "web-server: Instance id 512 is out of range"),
+        (0, {"id": 2048}, "id-out-of-range", "web-server: Instance id 2048 is out of range"),
         (0, {"numa_nodes": (3,)}, "numa-not-found", "web-server: NUMA node 3 does not exist"),
     ],
 )
@@ -188,6 +188,24 @@ def test_a_device_given_whole_takes_its_parts(system: System) -> None:
     shown = only(validate(system), "device-shared")
     assert "Instance web-server uses eth0:vf1" in shown
     assert "Instance compute requested eth0" in shown
+
+    assert "Suggestion: Change device reference to eth0:vf2" in shown
+
+
+def test_a_device_that_the_host_shares_is_suggested_in_parts(system: System) -> None:
+    problems = validate(change(system, 2, devices=(DeviceUse("eth0"),)))
+    found = next(problem for problem in problems if problem.code == "device-host-reserved")
+    assert found.suggestion == "Change device reference to eth0:vf3"
+
+
+def test_a_device_listed_whole_and_in_part_is_the_instances_own_mistake(system: System) -> None:
+    devices = tuple(device.but(host_reserved_ns=()) for device in system.resources.devices)
+    system = system.but(resources=system.resources.but(devices=devices))
+    uses = (DeviceUse("nvme0", namespace=3), DeviceUse("nvme0"))
+    system = system.but(instances=(system.instances[2].but(devices=uses),))
+    shown = only(validate(system), "device-duplicate")
+    assert shown.startswith("ERROR: compute: Device nvme0 is listed whole and in part")
+    assert "Suggestion: List nvme0:ns3 only" in shown
 
 
 def test_the_sum_of_memory_is_checked(system: System) -> None:

@@ -34,6 +34,7 @@ class InstanceCheck:
         self._takers: Counter[int] | None = None
         self._available: list[int] = []
         self._taken_parts: set[DeviceUse] | None = None
+        self._parted: set[str] = set()
         self._free_parts: dict[str, list[DeviceUse]] = {}
 
     def add(self, code: str, category: str, index: int, name: str, **rest: object) -> None:
@@ -58,8 +59,13 @@ class InstanceCheck:
         """Return the parts of ``device`` that can be given away and that no instance has."""
         if self._taken_parts is None:
             self._taken_parts = {use for instance in self.system.instances for use in instance.devices}
+            self._parted = {use.device for use in self._taken_parts if use != DeviceUse(use.device)}
         if device.name not in self._free_parts:
-            self._free_parts[device.name] = free_parts(device, self._taken_parts)
+            taken, whole = self._taken_parts, DeviceUse(device.name)
+            shared = device.host_reserved_vf or device.host_reserved_ns or device.name in self._parted
+            if shared and whole in taken:
+                taken = taken - {whole}  # it cannot be given whole: that is the mistake
+            self._free_parts[device.name] = free_parts(device, taken)
         return self._free_parts[device.name]
 
 
@@ -189,6 +195,18 @@ class _Check(InstanceCheck):
     def shared_device(self, first: int, second: int, one_use: DeviceUse, other_use: DeviceUse) -> None:
         one, other = self.system.instances[first], self.system.instances[second]
         device = self.devices.get(one_use.device)
+        if first == second:
+            part = other_use if one_use == DeviceUse(one_use.device) else one_use
+            self.add(
+                "device-duplicate",
+                f"Device {one_use.device} is listed whole and in part",
+                first,
+                "devices",
+                explanation=(f"Requested devices: {one_use.device} and {part}",),
+                suggestion=f"List {part} only",
+                alternative=f"List {one_use.device} only: {part} is a part of it",
+            )
+            return
         self.add(
             "device-shared",
             f"Both allocated {one_use if one_use == other_use else one_use.device}",
