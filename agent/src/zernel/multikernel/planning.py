@@ -437,7 +437,8 @@ def check_busy(statuses: dict[str, str], steps: list[Step]) -> list[Problem]:
                         "What its kernel uses is not taken from it",
                         f"Asked for: {', '.join(taken)}",
                     ),
-                    suggestion="Stop and unload its kernel first; it can grow as it is",
+                    suggestion=unload_first(step.name, status),
+                    alternative="Let it grow only: that is possible as it is",
                 )
             )
     return problems
