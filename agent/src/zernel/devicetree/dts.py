@@ -251,12 +251,10 @@ class _Parser:
     def parse_property(self, node: Node, name: str, line: int) -> None:
         self.check_property(node, name, line)
         values: list[Value] = []
-        if self.is_mark("="):
+        while self.is_mark("," if values else "="):
             self.advance()
             values.append(self.parse_value(name))
-            while self.is_mark(","):
-                self.advance()
-                values.append(self.parse_value(name))
+            self.take_labels()
         self.expect(";", f"property '{name}'")
         node.properties.append(Property(name, tuple(values), line))
 
