@@ -14,6 +14,8 @@ from zernel.devicetree.tree import Node
 from zernel.host import hardware
 from zernel.multikernel import overlay
 from zernel.multikernel.changes import same
+from zernel.multikernel.fs import MultikernelFs
+from zernel.multikernel.state import with_wishes
 from zernel.topology import locate_devices, pci_numa_node, read
 
 from .conftest import Host, write_overlay
@@ -280,6 +282,22 @@ def test_a_baseline_of_another_machine_has_no_cores_and_that_is_said_when_they_m
     shown = host.ok(*words, "--cpu-affinity=compact", "--root=/nonexistent")
     assert "WARNING: web: SMT siblings are not known: each CPU counts as a core of its own\n" in shown
     assert "/nonexistent/sys/devices/system/cpu/present cannot be read" in shown
+
+
+def test_wishes_that_a_kernel_does_not_show_are_read_from_the_overlay(tmp_path: Path) -> None:
+    asked = Instance("web", 1, (4, 5), 0x80000000, GB, (), (0,), "spread", "bind")
+    bare = asked.but(numa_nodes=(), cpu_affinity=None, memory_policy=None)
+    files = MultikernelFs(tmp_path, True)
+    for number, status, instance in ((2, "applied", asked), (3, "failed", asked.but(cpu_affinity="local"))):
+        directory = tmp_path / f"overlays/tx_{number}"
+        directory.mkdir(parents=True)
+        (directory / "status").write_text(status)
+        (directory / "instance").write_text("web")
+        (directory / "dtbo").write_bytes(overlay.V1().create(instance))
+    assert with_wishes(files, overlay.V1(), bare) == asked
+    assert with_wishes(files, overlay.V1(), bare.but(name="db")) == bare.but(name="db")
+    shown = bare.but(cpu_affinity="compact")
+    assert with_wishes(files, overlay.V1(), shown) == shown
 
 
 # -- what the kernel says of the host -----------------------------------------------------------------------
