@@ -9,6 +9,7 @@ from typing import Any
 from zernel.cli.output import add_format_option, print_result
 from zernel.devicetree.model import MAX_INSTANCE_ID
 from zernel.multikernel import report
+from zernel.multikernel.boot_files import BootFiles
 from zernel.multikernel.fs import MultikernelFs
 from zernel.multikernel.lifecycle import Result, Target
 
@@ -88,3 +89,19 @@ def _instance_data(result: Result, status: str) -> dict[str, Any]:
     if result.resources is not None:
         return report.instance_data(result.resources, status)
     return {"name": result.name, "id": result.id, "status": status}
+
+
+def boot_data(files: BootFiles) -> dict[str, Any]:
+    """Return what is loaded into an instance, for JSON and YAML."""
+    kernel, initrd = files.kernel, files.initrd
+    return {
+        "kernel": {
+            "path": str(kernel.path),
+            "compression": kernel.compression,
+            "elf_bytes": kernel.elf_bytes,
+            "memory_bytes": kernel.layout.memory_bytes,
+            "entry": kernel.layout.entry,
+        },
+        "initrd": {"path": str(initrd.path), "bytes": initrd.size} if initrd else None,
+        "cmdline": files.cmdline,
+    }

@@ -4,28 +4,16 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import Any
 
-from zernel.cli.lifecycle import add_common_options, print_step, target_of
+from zernel.cli import options
+from zernel.cli.lifecycle import add_common_options, boot_data, print_step, target_of
 from zernel.devicetree.units import format_size
 from zernel.multikernel import boot_files, fs, lifecycle
 
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``zernel load``."""
-    parser.add_argument(
-        "--kernel",
-        "-k",
-        required=True,
-        type=Path,
-        metavar="FILE",
-        help="a bzImage (vmlinuz), whose ELF kernel is taken out, or an ELF kernel (vmlinux); x86-64",
-    )
-    parser.add_argument("--initrd", "-i", type=Path, metavar="FILE", help="the initial RAM disk")
-    parser.add_argument(
-        "--cmdline", "-c", default="", metavar="TEXT", help="the kernel's command line, up to 2047 bytes"
-    )
+    options.add_boot_files(parser, required=True)
     add_common_options(parser, "the instance has a kernel already; which one it is cannot be told")
 
 
@@ -43,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         done=f"loaded with {args.kernel}",
         possible=f"can be loaded with {args.kernel}",
         details=_lines(files) if result.changed else None,
-        data=_data(files),
+        data=boot_data(files),
     )
     return 0
 
@@ -55,18 +43,3 @@ def _lines(files: boot_files.BootFiles) -> list[str]:
     if initrd is not None:
         lines.append(f"  Initrd: {initrd.path}, {initrd.size} bytes")
     return [*lines, f"  Command line: {files.cmdline or 'none'}"]
-
-
-def _data(files: boot_files.BootFiles) -> dict[str, Any]:
-    kernel, initrd = files.kernel, files.initrd
-    return {
-        "kernel": {
-            "path": str(kernel.path),
-            "compression": kernel.compression,
-            "elf_bytes": kernel.elf_bytes,
-            "memory_bytes": kernel.layout.memory_bytes,
-            "entry": kernel.layout.entry,
-        },
-        "initrd": {"path": str(initrd.path), "bytes": initrd.size} if initrd else None,
-        "cmdline": files.cmdline,
-    }

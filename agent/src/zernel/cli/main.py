@@ -35,6 +35,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "create": ("zernel.cli.create", "create a kernel instance"),
     "update": ("zernel.cli.update", "change what a kernel instance owns"),
     "delete": ("zernel.cli.delete", "delete a kernel instance"),
+    "ensure": ("zernel.cli.ensure", "bring one instance, and its kernel, to a wanted state"),
     "rollback": ("zernel.cli.rollback", "undo the last change of the instances, or a named one"),
     "apply": ("zernel.cli.apply", "make the instances what /etc/zernel/instances.d declares"),
     "load": ("zernel.cli.load", "load a kernel into an instance"),

@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zernel.cli import options
 from zernel.cli.output import add_format_option, print_result
 from zernel.devicetree.model import Resources
 from zernel.errors import Problem, ZernelError, fail
@@ -30,11 +31,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="what is used and what is free: CPUs, memory and devices, by instance and NUMA node",
     )
-    parser.add_argument("--host-cpus", metavar="LIST", help="with --hardware: the CPUs that the host keeps")
-    parser.add_argument("--pool-size", metavar="SIZE", help="with --hardware: how much memory to give away")
-    parser.add_argument(
-        "--pool-base", metavar="ADDRESS", help="with --hardware: where the memory pool begins"
-    )
+    options.add_proposal(parser)
     parser.add_argument(
         "--root", type=Path, default=Path("/"), help="with --hardware: where sys/ and proc/ are"
     )
@@ -125,20 +122,17 @@ def _show_report(args: argparse.Namespace) -> int:
 
 def _show_hardware(args: argparse.Namespace) -> int:
     import zernel.host.hardware as hardware
-    from zernel.devicetree.units import parse_cpus, parse_memory, parse_size
 
     if args.name is not None:
         raise fail("bad-option", "--hardware takes no instance name", suggestion="Leave the name out")
     found = hardware.discover(args.root)
-    host_cpus = parse_cpus(args.host_cpus, "--host-cpus") if args.host_cpus is not None else None
-    pool_bytes = parse_memory(args.pool_size, "--pool-size") if args.pool_size is not None else None
-    pool_base = parse_size(args.pool_base, "--pool-base") if args.pool_base is not None else None
+    wishes = options.proposal(args)
     proposal: Resources | None = None
     problems: tuple[Problem, ...] = ()
     try:
-        proposal = hardware.propose(found, host_cpus=host_cpus, pool_bytes=pool_bytes, pool_base=pool_base)
+        proposal = hardware.propose(found, **wishes)  # type: ignore[arg-type]
     except ZernelError as error:
-        if any(wish is not None for wish in (host_cpus, pool_bytes, pool_base)):
+        if wishes:
             raise  # what was asked for is impossible
         problems = error.problems  # a host that cannot be split still has hardware to show
     data = {

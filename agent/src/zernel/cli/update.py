@@ -10,7 +10,6 @@ from zernel.cli import options
 from zernel.cli.output import add_format_option, print_result
 from zernel.devicetree.model import MAX_CPU
 from zernel.devicetree.units import parse_cpus, parse_devices, parse_memory, parse_nodes, parse_number
-from zernel.errors import ZernelError
 from zernel.multikernel import changes, fs, operations, planning, report
 from zernel.multikernel.text import change_data, print_change, told, transaction_data
 
@@ -72,8 +71,6 @@ def _wish(args: argparse.Namespace) -> planning.Update:
     others = ("memory", "devices", *planning.WISHES)
     if not cpus and all(getattr(args, name) is None for name in others):
         args.wrong_usage("nothing to change: give --cpus, --cpu-count, --memory or --devices")
-    values: dict[str, object] = {}
-    mistakes: list[ZernelError] = []
     readers: dict[str, Callable[[str], object]] = {
         "cpus": lambda text: parse_cpus(text, "--cpus"),
         "cpu_count": lambda text: parse_number(text, "--cpu-count", MAX_CPU + 1),
@@ -85,13 +82,4 @@ def _wish(args: argparse.Namespace) -> planning.Update:
         "memory_policy": str,
         "devices": lambda text: () if text == "none" else parse_devices(text, "--devices"),
     }
-    for name, read in readers.items():
-        text = getattr(args, name)
-        if text is not None:
-            try:
-                values["memory_bytes" if name == "memory" else name] = read(text)
-            except ZernelError as error:
-                mistakes.append(error)
-    if mistakes:
-        raise ZernelError(*(problem for error in mistakes for problem in error.problems))
-    return planning.Update(name=args.name, **values)  # type: ignore[arg-type]
+    return planning.Update(name=args.name, **options.read(args, readers))  # type: ignore[arg-type]

@@ -115,6 +115,18 @@ def halt(fs: MultikernelFs, target: Target, *, force: bool, dry_run: bool, ensur
     return _step(fs, _HALT, target, call, force=force, dry_run=dry_run, ensure=ensure)
 
 
+def check(
+    verb: str, found: Result, files: BootFiles | tuple[Problem, ...] = (), *, force: bool = False
+) -> list[Problem]:
+    """Return why a step, named after its command, is not possible from the status in ``found.before``."""
+    step = next(step for step in (_LOAD, _UNLOAD, _BOOT, _HALT) if step.verb == verb)
+    problems = list(files) if isinstance(files, tuple) else []
+    problems += _refusals(step, found, force=force)
+    if isinstance(files, BootFiles):
+        problems += _room_problems(found, files)
+    return problems
+
+
 def _step(
     fs: MultikernelFs,
     step: Step,
@@ -134,9 +146,7 @@ def _step(
             raise ZernelError(*problems, *error.problems) from error
         needed = not (ensure and found.before in step.done)
         if needed:
-            problems += _refusals(step, found, force=force)
-            if isinstance(files, BootFiles):
-                problems += _room_problems(found, files)
+            problems = check(step.verb, found, files, force=force)
         if problems:
             raise ZernelError(*problems)
         if not needed:

@@ -112,6 +112,13 @@ def reconcile(
         )
 
 
+def plan(
+    system: System, declarations: list[Declaration], root: Path = Path("/")
+) -> tuple[tuple[Instance, ...], list[Problem]]:
+    """Return the instances that there shall be, with everything that is wrong with them; asks no kernel."""
+    return _Target(system, declarations, root).run()
+
+
 def _net(
     before: tuple[Instance, ...], after: tuple[Instance, ...], replaced: frozenset[str]
 ) -> tuple[Step, ...]:
