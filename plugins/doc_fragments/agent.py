@@ -18,6 +18,12 @@ options:
       - The agent's command, a name to find on the path or an absolute path.
     type: path
     default: zernel
+attributes:
+  action_group:
+    description: Options that several modules share are set once, in C(module_defaults) for this group.
+    support: full
+    membership:
+      - zernel.fleet.agent
 author:
   - The Zernel project (@zernel)
 """

@@ -5,6 +5,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+ROOT_ARGUMENT = {"multikernel_root": {"type": "path"}}
+"""The option of the C(zernel.fleet.multikernel) documentation fragment, for a module's argument_spec."""
+
+SIMULATED = "SIMULATED: 'zernel simulate multikernel' stands in for the kernel, and nothing of this is real."
+
 PROPOSAL = {"host_cpus": {"type": "str"}, "pool_size": {"type": "str"}, "pool_base": {"type": "str"}}
 """Module options that shape the baseline which the agent proposes for a host."""
 
@@ -22,12 +30,39 @@ NONE = (
 )
 
 
+def environment(root):
+    """Return the environment in which the agent works on the multikernel file system at C(root), if any."""
+    return {"ZERNEL_MULTIKERNEL_ROOT": root} if root else None
+
+
+def refuse_hyphen(module, name):
+    """Fail for a name that the command would take for an option; every other name it judges itself."""
+    if name.startswith("-"):
+        module.fail_json(msg="Invalid instance name: %r begins with a hyphen" % name)
+
+
 def hardware_words(proposal):
     """Return the words after C(zernel) that show the hardware and the baseline proposed for it."""
-    words = ["show", "--hardware"]
-    return words + [
-        "--%s=%s" % (name.replace("_", "-"), proposal[name]) for name in PROPOSAL if proposal[name]
-    ]
+    return ["show", "--hardware", *_proposal_words(proposal)]
+
+
+def judging_words(proposal, directory):
+    """Return the words after C(zernel) that judge declared instances by the baseline proposed for a host."""
+    return ["apply", "--hardware", "--directory=%s" % directory, *_proposal_words(proposal)]
+
+
+def _proposal_words(proposal):
+    return ["--%s=%s" % (name.replace("_", "-"), proposal[name]) for name in PROPOSAL if proposal[name]]
+
+
+def write_declarations(instances, directory):
+    """Write each declared instance to a file of its own; returns file to what to call it in a problem."""
+    names = {}
+    for index, instance in enumerate(instances):
+        path = Path(directory) / ("%04d.yaml" % index)
+        path.write_text(json.dumps(instance), encoding="utf-8")
+        names[str(path)] = "zernel_multikernel_instances[%d]" % index
+    return names
 
 
 def conflicts(hardware, plan, other_kernel=False):

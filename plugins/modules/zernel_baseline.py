@@ -12,21 +12,16 @@ short_description: Apply the baseline of a multikernel host
 version_added: 0.1.0
 description:
   - Validates a baseline device tree and hands it to the kernel through C(zernel init --apply).
-  - The kernel holds one baseline. It is not replaced while there are instances.
-  - Where C(zernel simulate multikernel) stands in for a kernel, RV(simulated) is V(true) and the module
-    warns.
+  - The kernel holds one baseline. It is not replaced while there are instances, and one that says the same
+    is left as it is.
 options:
   path:
     description:
       - The baseline on the managed host, as source (DTS) or blob (DTB).
     type: path
     default: /etc/zernel/baseline.dts
-  multikernel_root:
-    description:
-      - Where the multikernel file system is mounted. Without it, the agent looks at C(/sys/fs/multikernel),
-        and then for a simulation at C(/run/zernel/multikernel).
-    type: path
 extends_documentation_fragment:
+  - zernel.fleet.multikernel
   - zernel.fleet.agent
   - zernel.fleet.agent.action
 seealso:
@@ -54,6 +49,12 @@ device_tree:
   type: str
   returned: success
   sample: /sys/fs/multikernel/device_tree
+notes:
+  description: What was found of an earlier command that did not finish.
+  type: list
+  elements: str
+  returned: success
+  sample: []
 simulated:
   description: Whether a simulation stands in for the kernel.
   type: bool
@@ -68,16 +69,19 @@ errors:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.zernel.fleet.plugins.module_utils._multikernel import (
+    ROOT_ARGUMENT,
+    SIMULATED,
+    environment,
+)
 from ansible_collections.zernel.fleet.plugins.module_utils._zernel import AGENT_ARGUMENTS, ZernelCli
-
-SIMULATED = "SIMULATED: 'zernel simulate multikernel' stands in for the kernel, the baseline has no effect."
 
 
 def main():
     module = AnsibleModule(
         argument_spec={
             "path": {"type": "path", "default": "/etc/zernel/baseline.dts"},
-            "multikernel_root": {"type": "path"},
+            **ROOT_ARGUMENT,
             **AGENT_ARGUMENTS,
         },
         supports_check_mode=True,
@@ -85,16 +89,17 @@ def main():
     words = ["init", "--input=" + module.params["path"], "--apply"]
     if module.check_mode:
         words.append("--dry-run")
-    root = module.params["multikernel_root"]
-    environ = {"ZERNEL_MULTIKERNEL_ROOT": root} if root else None
-    result = ZernelCli(module).run(words, environ=environ)
+    result = ZernelCli(module).run(words, environ=environment(module.params["multikernel_root"]))
     if result["simulated"]:
         module.warn(SIMULATED)
+    for warning in result["warnings"]:
+        module.warn("%s: %s" % (module.params["path"], warning["message"]))
     module.exit_json(
         changed=result["changed"],
         hardware=result["hardware"],
         device_tree=result["device_tree"],
         simulated=result["simulated"],
+        notes=result["notes"],
         diff={"before": result["before"] or {}, "after": result["after"]},
     )
 

@@ -2,22 +2,23 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: (c) The Zernel project
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Creates and deletes kernel instances through the agent."""
+"""Brings kernel instances to a wanted state through the agent."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: zernel_instance
-short_description: Create or delete a kernel instance
+short_description: Manage a kernel instance
 version_added: 0.1.0
 description:
-  - Creates or deletes an instance of a multikernel host through C(zernel create) and C(zernel delete).
-  - The full state is validated before the kernel is asked, the kernel's answer is read back, and a creation
-    that failed leaves nothing behind.
-  - An instance is not changed in place. When one of this name exists with other resources, the module fails
-    and says what differs.
-  - Where C(zernel simulate multikernel) stands in for a kernel, RV(simulated) is V(true) and the module
-    warns.
+  - Brings an instance of a multikernel host, and the kernel in it, to a wanted state through
+    C(zernel ensure).
+  - The whole way is judged before anything is changed, in check mode as well. What is refused has changed
+    nothing, and every reason is given at once.
+  - An instance that exists with other resources is changed in place, by the least that leads there. What
+    cannot be changed in place is refused, and so is taking something from an instance that has a kernel. It
+    can grow as it is.
+  - When a step fails, those before it stay done, and the error names them. The next run goes on from there.
 options:
   name:
     description:
@@ -26,22 +27,32 @@ options:
     required: true
   state:
     description:
-      - Whether the instance is there.
+      - V(present), it is there, and has what is given here. Whether it has a kernel makes no difference.
+      - V(loaded), the same, and a kernel is loaded. One that runs is loaded, too.
+      - V(started), the same, and its kernel runs.
+      - V(stopped), it is there, and its kernel does not run. A kernel that is stopped stays loaded.
+      - V(absent), it is not there. One that has a kernel is deleted with O(force) only.
+      - Nothing tells which kernel is loaded. V(loaded) and V(started) accept any that is there, also when
+        O(kernel) is another one, and say so in RV(notes). To change the kernel, make the instance V(absent)
+        with O(force), then V(started); or run C(zernel unload) first.
     type: str
-    choices: [present, absent]
+    choices: [present, absent, loaded, started, stopped]
     default: present
   cpus:
     description:
-      - The CPUs that it gets, such as V(4-7) or V(4,5,8-11).
-      - One of O(cpus) and O(cpu_count) is needed to create an instance.
+      - The CPUs that it has, such as V(4-7) or V(4,5,8-11).
+      - To create an instance, one of O(cpus) and O(cpu_count) is needed. Of an instance that exists, each
+        resource that is not given stays as it is.
     type: str
   cpu_count:
     description:
-      - How many CPUs it gets; free ones are chosen, whole neighbouring cores where possible.
+      - How many CPUs it has. It keeps those that it has, and free ones are chosen, whole neighbouring cores
+        where possible.
     type: int
   memory:
     description:
-      - How much memory it gets, such as V(2GB) or V(512MB). Needed to create an instance.
+      - How much memory it has, such as V(2GB) or V(512MB). Needed to create an instance.
+      - Memory is one range that grows and shrinks at its end.
     type: str
   memory_base:
     description:
@@ -50,10 +61,9 @@ options:
     type: str
   devices:
     description:
-      - The devices that it gets, such as V(eth0:vf1) and V(nvme0:ns2).
+      - All devices that it has, such as V(eth0:vf1) and V(nvme0:ns2). An empty list means none.
     type: list
     elements: str
-    default: []
   numa_nodes:
     description:
       - The NUMA nodes that its CPUs are on, such as V(0) or V(0,2-3). Its memory is there too where it can
@@ -75,41 +85,87 @@ options:
     description:
       - Its id, 1 to 2047. Without it, the lowest free one is chosen.
     type: int
-  multikernel_root:
+  kernel:
     description:
-      - Where the multikernel file system is mounted. Without it, the agent looks at C(/sys/fs/multikernel),
-        and then for a simulation at C(/run/zernel/multikernel).
+      - The kernel to load, a file on the managed host, bzImage (C(vmlinuz)) or ELF (C(vmlinux)), x86-64.
+      - Needed for O(state=loaded) and O(state=started) where no kernel is loaded yet, and read only then.
     type: path
+  initrd:
+    description:
+      - The initial RAM disk that is loaded with O(kernel).
+    type: path
+  cmdline:
+    description:
+      - The command line for O(kernel), up to 2047 bytes.
+    type: str
+    default: ""
+  force:
+    description:
+      - With O(state=stopped), stop the kernel without asking it to shut down.
+      - With O(state=absent), also stop a kernel so, and unload it, before the instance is deleted.
+      - Of no effect for the other states.
+    type: bool
+    default: false
 extends_documentation_fragment:
+  - zernel.fleet.multikernel
   - zernel.fleet.agent
   - zernel.fleet.agent.action
 seealso:
+  - module: zernel.fleet.zernel_instance_info
   - module: zernel.fleet.zernel_baseline
 """
 
 EXAMPLES = r"""
-- name: Give the web server a kernel of its own
+- name: Give the web server four CPUs, memory and a virtual network card
   zernel.fleet.zernel_instance:
     name: web-server
     cpus: 4-7
     memory: 2GB
     devices: [eth0:vf1]
 
-- name: Give the database eight CPUs, whichever are free
+- name: Run a kernel of its own for the database, on eight CPUs, whichever are free
   zernel.fleet.zernel_instance:
     name: database
+    state: started
     cpu_count: 8
     memory: 8GB
+    kernel: /boot/vmlinuz-database
+    initrd: /boot/initrd.img-database
+    cmdline: console=hvc0 root=/dev/nvme1n1p1
 
-- name: Take the instance away
+- name: Give it more memory while it runs
+  zernel.fleet.zernel_instance:
+    name: database
+    memory: 12GB
+
+- name: Stop it
+  zernel.fleet.zernel_instance:
+    name: database
+    state: stopped
+
+- name: Take an instance away, with its kernel
   zernel.fleet.zernel_instance:
     name: web-server
     state: absent
+    force: true
+
+- name: Say once where the file system is
+  module_defaults:
+    group/zernel.fleet.multikernel:
+      multikernel_root: /run/zernel/multikernel
+  block:
+    - name: See what would change
+      zernel.fleet.zernel_instance:
+        name: database
+        cpu_count: 6
+      check_mode: true
 """
 
 RETURN = r"""
 instance:
-  description: The instance, as it is or, in check mode, would be. Null when it is absent.
+  description:
+    - The instance, as it is or, in check mode, would be. Null when it is absent.
+    - Of one whose resources the kernel does not show, there are V(name), V(id) and V(status).
   type: dict
   returned: success
   contains:
@@ -122,7 +178,7 @@ instance:
       type: int
       sample: 1
     status:
-      description: The kernel's word for its state. Null in check mode for one that is not there yet.
+      description: The kernel's word for its state, V(ready), V(loaded) or V(active).
       type: str
       sample: ready
     cpus:
@@ -156,18 +212,36 @@ instance:
       description: The memory policy that was asked for. Null for none.
       type: str
       sample: local
+steps:
+  description: What was done, or in check mode would be, as commands of the agent. Empty when nothing changes.
+  type: list
+  elements: str
+  returned: success
+  sample: [create, load, exec]
+operations:
+  description: What an update among RV(steps) asks of the kernel.
+  type: list
+  elements: dict
+  returned: success
+  sample: [{operation: cpu-add, cpus: [8, 9]}]
+loaded:
+  description: The kernel that was loaded, with V(kernel), V(initrd) and V(cmdline). Null when none was.
+  type: dict
+  returned: success
+  sample: {kernel: {path: /boot/vmlinuz-database, compression: zstd}, initrd: null, cmdline: console=hvc0}
 simulated:
   description: Whether a simulation stands in for the kernel.
   type: bool
   returned: success
   sample: false
-transaction:
-  description: The kernel's transaction with its id and status. Null when nothing was changed.
-  type: dict
+transactions:
+  description: The kernel's transactions, each with its id and status.
+  type: list
+  elements: dict
   returned: success
-  sample: {id: 2, status: applied}
+  sample: [{id: 2, status: applied}]
 notes:
-  description: What was found of an earlier command that did not finish.
+  description: What was found of an earlier command that did not finish, and what else is worth knowing.
   type: list
   elements: str
   returned: success
@@ -181,71 +255,90 @@ errors:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.zernel.fleet.plugins.module_utils._multikernel import (
+    ROOT_ARGUMENT,
+    SIMULATED,
+    environment,
+    refuse_hyphen,
+)
 from ansible_collections.zernel.fleet.plugins.module_utils._zernel import AGENT_ARGUMENTS, ZernelCli
 
-SIMULATED = "SIMULATED: 'zernel simulate multikernel' stands in for the kernel, the instance is not real."
+PASSED_ON = (
+    "cpus",
+    "cpu_count",
+    "memory",
+    "memory_base",
+    "numa_nodes",
+    "cpu_affinity",
+    "memory_policy",
+    "id",
+    "kernel",
+    "initrd",
+    "cmdline",
+)
+"""Options of this module that are the agent's, with the same values."""
 
 
 def arguments(params):
     """Return the words after C(zernel) for what the task asks."""
-    if params["state"] == "absent":
-        return ["delete", params["name"], "--ensure"]
-    words = ["create", params["name"], "--ensure", "--memory=" + params["memory"]]
-    for option in ("cpus", "cpu_count", "memory_base", "id", "numa_nodes", "cpu_affinity", "memory_policy"):
-        if params[option] is not None:
-            words.append("--%s=%s" % (option.replace("_", "-"), params[option]))
-    if params["devices"]:
-        words.append("--devices=" + ",".join(params["devices"]))
-    return words
+    words = ["ensure", params["name"], "--state=" + params["state"]]
+    words += [
+        "--%s=%s" % (option.replace("_", "-"), params[option])
+        for option in PASSED_ON
+        if params[option] is not None
+    ]
+    if params["devices"] is not None:
+        words.append("--devices=" + (",".join(params["devices"]) or "none"))
+    return words + (["--force"] if params["force"] else [])
 
 
 def main():
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "str", "required": True},
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "state": {
+                "type": "str",
+                "choices": ["present", "absent", "loaded", "started", "stopped"],
+                "default": "present",
+            },
             "cpus": {"type": "str"},
             "cpu_count": {"type": "int"},
             "memory": {"type": "str"},
             "memory_base": {"type": "str"},
-            "devices": {"type": "list", "elements": "str", "default": []},
+            "devices": {"type": "list", "elements": "str"},
             "numa_nodes": {"type": "str"},
             "cpu_affinity": {"type": "str", "choices": ["compact", "spread", "local"]},
             "memory_policy": {"type": "str", "choices": ["local", "interleave", "bind"]},
             "id": {"type": "int"},
-            "multikernel_root": {"type": "path"},
+            "kernel": {"type": "path"},
+            "initrd": {"type": "path"},
+            "cmdline": {"type": "str", "default": ""},
+            "force": {"type": "bool", "default": False},
+            **ROOT_ARGUMENT,
             **AGENT_ARGUMENTS,
         },
         mutually_exclusive=[("cpus", "cpu_count")],
-        required_if=[
-            ("state", "present", ("memory",)),
-            ("state", "present", ("cpus", "cpu_count"), True),
-        ],
         supports_check_mode=True,
     )
-    if module.params["name"].startswith("-"):
-        # The command would take it for an option; every other name it judges itself.
-        module.fail_json(msg="Invalid instance name: %r begins with a hyphen" % module.params["name"])
+    name = module.params["name"]
+    refuse_hyphen(module, name)
     words = arguments(module.params)
     if module.check_mode:
         words.append("--dry-run")
-    root = module.params["multikernel_root"]
-    environ = {"ZERNEL_MULTIKERNEL_ROOT": root} if root else None
-    result = ZernelCli(module).run(words, environ=environ)
+    result = ZernelCli(module).run(words, environ=environment(module.params["multikernel_root"]))
     if result["simulated"]:
         module.warn(SIMULATED)
     for warning in result["warnings"]:
         module.warn("%s: %s" % (warning["instance"], warning["message"]))
+    answer = {key: result[key] for key in ("changed", "steps", "operations", "loaded", "simulated", "notes")}
     module.exit_json(
-        changed=result["changed"],
         instance=result["after"],
-        simulated=result["simulated"],
-        transaction=result["transaction"],
-        notes=result["notes"],
+        transactions=result["transactions"],
         diff={
-            "before": {module.params["name"]: result["before"]} if result["before"] else {},
-            "after": {module.params["name"]: result["after"]} if result["after"] else {},
+            "before": {name: result["before"]} if result["before"] else {},
+            "after": {name: result["after"]} if result["after"] else {},
         },
+        **answer,
     )
 
 

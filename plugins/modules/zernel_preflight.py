@@ -85,6 +85,14 @@ options:
         description:
           - See O(zernel.fleet.zernel_hardware_info#module:pool_base).
         type: str
+      declared:
+        description:
+          - The instances that there shall be, each as in a file of C(/etc/zernel/instances.d). They are
+            planned together, on the baseline that the agent proposes for this host. Not judged where another
+            kernel is to be booted first, unless they are simulated.
+        type: list
+        elements: dict
+        default: []
   releases:
     description:
       - The Debian releases that are accepted.
@@ -144,6 +152,7 @@ import os
 import platform
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -153,7 +162,9 @@ from ansible_collections.zernel.fleet.plugins.module_utils._multikernel import (
     PROPOSAL,
     conflicts,
     hardware_words,
+    judging_words,
     sentences,
+    write_declarations,
 )
 from ansible_collections.zernel.fleet.plugins.module_utils._zernel import run_program
 
@@ -313,7 +324,19 @@ class Agent:
             return sentences("Kernel instances", result["errors"])
         if result is None:
             return ["The agent cannot look at this host's hardware (status %d): %s" % (rc, text)]
-        return conflicts(result, plan, other_kernel)
+        problems = conflicts(result, plan, other_kernel)
+        # What memory there is to give away may be another with another kernel.
+        judged = plan["declared"] and result["baseline"] and (plan["simulate"] or not other_kernel)
+        return problems + (self.check_declared(plan) if judged else [])
+
+    def check_declared(self, plan):
+        """Return what is wrong with the instances that are declared for this host."""
+        with tempfile.TemporaryDirectory(dir=self.module.tmpdir) as directory:
+            names = write_declarations(plan["declared"], directory)
+            problems = self.errors("Kernel instances", judging_words(plan, directory))
+        for path, name in names.items():
+            problems = [problem.replace(path, name) for problem in problems]
+        return problems
 
     def errors(self, about, words, data=None):
         """Run a command that may refuse, and return its reasons."""
@@ -373,7 +396,11 @@ def main():
             "sysctl": {"type": "dict", "default": {}},
             "multikernel": {
                 "type": "dict",
-                "options": {**PLAN, **PROPOSAL},
+                "options": {
+                    **PLAN,
+                    **PROPOSAL,
+                    "declared": {"type": "list", "elements": "dict", "default": []},
+                },
             },
             "releases": {"type": "list", "elements": "str", "default": ["12", "13"]},
         },

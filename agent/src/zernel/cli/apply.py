@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from zernel.cli import options
 from zernel.cli.output import add_format_option, print_result
-from zernel.errors import Problem, fail
+from zernel.devicetree.model import System
+from zernel.devicetree.validate import is_valid
+from zernel.errors import Problem, ZernelError, fail
 from zernel.multikernel import desired, fs, reconcile, report
+from zernel.multikernel.changes import Step
 from zernel.multikernel.text import print_change, step_data, step_lines, told, transaction_data
 
 
@@ -25,13 +29,27 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="show the plan; same verdict, nothing is changed"
     )
     parser.add_argument("--prune", action="store_true", help="delete the instances that no file declares")
+    parser.add_argument(
+        "--hardware",
+        action="store_true",
+        help="show the plan for a host that has no baseline yet, with the one that 'zernel show --hardware'"
+        " proposes; nothing is changed",
+    )
+    options.add_proposal(parser)
     options.add_root(parser)
     add_format_option(parser)
+    parser.set_defaults(wrong_usage=parser.error)
 
 
 def run(args: argparse.Namespace) -> int:
     """Show the plan and carry it out, all or nothing; exit 1 with the reasons when that cannot be."""
+    if args.prune and args.hardware:
+        args.wrong_usage("--prune and --hardware do not go together: there are no instances yet")
+    if not args.hardware and any((args.host_cpus, args.pool_size, args.pool_base)):
+        args.wrong_usage("--host-cpus, --pool-size and --pool-base go with --hardware")
     directory = args.directory or desired.DIRECTORY
+    if args.hardware:
+        return _judge(args, directory)
     declarations: list[desired.Declaration] = []
     warnings: list[Problem] = []
     if args.directory is None and not directory.exists():
@@ -53,10 +71,7 @@ def run(args: argparse.Namespace) -> int:
         "dry_run": args.dry_run,
         "simulated": target.simulated,
         "directory": str(directory),
-        "plan": {
-            verb: [step_data(step) for step in found.steps if step.verb == verb]
-            for verb in ("create", "update", "delete")
-        },
+        "plan": _plan_data(found.steps),
         "undeclared": list(found.undeclared),
         "before": {one.name: report.instance_data(one, statuses.get(one.name)) for one in found.before},
         "after": {one.name: report.instance_data(one, statuses.get(one.name)) for one in found.after},
@@ -64,9 +79,7 @@ def run(args: argparse.Namespace) -> int:
         "warnings": [problem.as_dict() for problem in found.warnings],
         "notes": list(found.notes),
     }
-    lines = [line for step in found.steps for line in step_lines(step)]
-    if lines:
-        lines.insert(0, "Plan:")
+    lines = _plan_lines(found.steps)
     if found.undeclared:
         lines.append(f"Not declared, left alone: {', '.join(found.undeclared)} (--prune deletes them)")
     if not found.steps:
@@ -79,4 +92,48 @@ def run(args: argparse.Namespace) -> int:
     else:
         done = f"✓ The plan was applied{told(found.transactions)}"
     print_result(data, args.format, lambda: print_change(lines, found, target, done))
+    return 0
+
+
+def _plan_data(steps: tuple[Step, ...]) -> dict[str, Any]:
+    verbs = ("create", "update", "delete")
+    return {verb: [step_data(step) for step in steps if step.verb == verb] for verb in verbs}
+
+
+def _plan_lines(steps: tuple[Step, ...]) -> list[str]:
+    lines = [line for step in steps for line in step_lines(step)]
+    return ["Plan:", *lines] if lines else []
+
+
+def _judge(args: argparse.Namespace, directory: Path) -> int:
+    """Judge what is declared by the baseline that is proposed for this host's hardware."""
+    from zernel.host import hardware
+
+    declarations, problems = desired.look_through(directory)
+    try:
+        proposal = hardware.propose(hardware.discover(args.root), **options.proposal(args))  # type: ignore[arg-type]
+    except ZernelError as error:
+        raise ZernelError(*problems, *error.problems) from error
+    instances, found = reconcile.plan(System(proposal, ()), declarations, args.root)
+    problems += found
+    if not is_valid(problems):
+        raise ZernelError(*(problem for problem in problems if problem.severity != "WARNING"))
+    steps = tuple(Step(None, one) for one in instances)
+    data = {
+        "status": "planned" if steps else "unchanged",
+        "changed": bool(steps),
+        "dry_run": True,
+        "hardware": report.hardware_data(proposal),
+        "directory": str(directory),
+        "plan": _plan_data(steps),
+        "after": {one.name: report.instance_data(one) for one in instances},
+        "warnings": [problem.as_dict() for problem in problems],
+    }
+
+    def text() -> str:
+        lines = [problem.render() + "\n" for problem in problems]
+        done = "✓ What is declared fits the baseline proposed for this host (nothing was changed)"
+        return "\n".join([*lines, *_plan_lines(steps), done])
+
+    print_result(data, args.format, text)
     return 0

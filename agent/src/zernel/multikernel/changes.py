@@ -185,17 +185,9 @@ def check_in_place(before: Instance, after: Instance, resources: Resources) -> l
             "Where an instance's memory begins",
             f"It begins at {before.memory_base:#x}, asked for was {after.memory_base:#x}",
         )
-    moved_policies = tuple(
-        f"{what}: has {has}, asked {asked}"
-        for what, has, asked in (
-            ("NUMA nodes", format_cpus(before.numa_nodes), format_cpus(after.numa_nodes)),
-            ("CPU affinity", before.cpu_affinity or "none", after.cpu_affinity or "none"),
-            ("Memory policy", before.memory_policy or "none", after.memory_policy or "none"),
-        )
-        if has != asked
-    )
-    if moved_policies:
-        cannot("policy-fixed", "NUMA nodes, CPU affinity and memory policy", *moved_policies)
+    policies = ("numa_nodes", "cpu_affinity", "memory_policy")
+    if any(getattr(before, name) != getattr(after, name) for name in policies):
+        cannot("policy-fixed", "NUMA nodes, CPU affinity and memory policy")
     whole = {device.name for device in resources.devices if device.pci_id is not None}
     moved = [
         use for use in {*before.devices, *after.devices} if (use in before.devices) != (use in after.devices)

@@ -13,8 +13,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from zernel import files
 from zernel.devicetree.allocations import check_name
 from zernel.devicetree.model import MAX_CPU, MAX_INSTANCE_ID
@@ -26,6 +24,7 @@ from zernel.devicetree.units import (
     parse_nodes,
     parse_number,
 )
+from zernel.devicetree.validate import is_valid
 from zernel.errors import Location, Problem, ZernelError, fail, os_suggestion
 from zernel.multikernel.planning import Request
 from zernel.record import Record
@@ -71,6 +70,17 @@ def read_directory(directory: Path) -> tuple[list[Declaration], list[Problem]]:
 
     Raises `ZernelError` with everything that is wrong in any of them.
     """
+    found, problems = look_through(directory)
+    if not is_valid(problems):
+        raise ZernelError(*(problem for problem in problems if problem.severity != "WARNING"))
+    return found, problems
+
+
+def look_through(directory: Path) -> tuple[list[Declaration], list[Problem]]:
+    """Return what can be read in the files of a directory, with everything that is wrong in them.
+
+    Raises `ZernelError` where nothing of it can be judged.
+    """
     try:
         paths = sorted(path for path in directory.iterdir() if not path.name.startswith("."))
     except OSError as error:
@@ -83,10 +93,9 @@ def read_directory(directory: Path) -> tuple[list[Declaration], list[Problem]]:
         ) from error
     found: list[Declaration] = []
     problems: list[Problem] = []
-    warnings: list[Problem] = []
     for path in paths:
         if path.suffix == ".yml":
-            warnings.append(
+            problems.append(
                 Problem(
                     "file-ignored",
                     "The file is not read: its name does not end in .yaml",
@@ -107,10 +116,7 @@ def read_directory(directory: Path) -> tuple[list[Declaration], list[Problem]]:
                 subject=str(directory),
                 suggestion=f"A host can have {MAX_INSTANCE_ID}",
             )
-    problems += _duplicates(found)
-    if problems:
-        raise ZernelError(*problems)
-    return found, warnings
+    return found, problems + _duplicates(found)
 
 
 def _duplicates(found: list[Declaration]) -> list[Problem]:
@@ -130,6 +136,95 @@ def _duplicates(found: list[Declaration]) -> list[Problem]:
                 )
             )
     return problems
+
+
+class _Entry(Record):
+    """A key and its value as texts, one or with ``listed`` several; None: something else stands there.
+    ``line`` counts from 0."""
+
+    key: str
+    line: int
+    texts: tuple[str, ...] | None
+    listed: bool
+
+
+class _Document(Record):
+    """One declaration of a file; ``entries`` is None where it is no mapping. ``line`` counts from 0."""
+
+    line: int
+    entries: tuple[_Entry, ...] | None
+
+
+class _Unreadable(Exception):
+    """A file is no YAML. ``line`` counts from 0."""
+
+    def __init__(self, why: str, suggestion: str, line: int | None = None) -> None:
+        super().__init__(why)
+        self.why, self.suggestion, self.line = why, suggestion, line
+
+
+def _documents(text: str) -> list[_Document]:
+    """Return the declarations of a file; raises `_Unreadable`, and RecursionError."""
+    try:
+        import yaml
+    except ModuleNotFoundError:  # on a host that is only looked at, before the agent's dependencies come
+        return [_json_document(text)]
+
+    def entry(key: yaml.Node, value: yaml.Node) -> _Entry:
+        name = key.value if isinstance(key, yaml.ScalarNode) else ""
+        listed = isinstance(value, yaml.SequenceNode)
+        items = value.value if listed else [value]
+        plain = all(isinstance(item, yaml.ScalarNode) for item in items)
+        return _Entry(
+            name, key.start_mark.line, tuple(item.value for item in items) if plain else None, listed
+        )
+
+    try:
+        nodes = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        why = getattr(error, "problem", None) or "It holds characters that YAML does not allow"
+        raise _Unreadable(why, "Correct the line below", mark.line if mark else None) from error
+    except (
+        ValueError,
+        OverflowError,
+    ) as error:  # PyYAML makes numbers of some things, and characters of those
+        raise _Unreadable(str(error), "Write it with plain values") from error
+    return [
+        _Document(
+            node.start_mark.line,
+            tuple(entry(*pair) for pair in node.value) if isinstance(node, yaml.MappingNode) else None,
+        )
+        for node in nodes
+        if node.tag != _NOTHING
+    ]
+
+
+def _json_document(text: str) -> _Document:
+    """Return the one declaration of a file that holds JSON, which is YAML, too."""
+    import json
+
+    def shown(value: object) -> str | None:
+        if isinstance(value, bool):
+            return str(value).lower()
+        return value if isinstance(value, str) else "null" if value is None else None
+
+    class Pairs(list[tuple[str, object]]):
+        """A mapping, in which a key may stand twice."""
+
+    def entry(key: str, value: object) -> _Entry:
+        listed = isinstance(value, list) and not isinstance(value, Pairs)
+        texts = [shown(item) for item in (value if isinstance(value, list) and listed else [value])]
+        plain = tuple(one for one in texts if one is not None)
+        return _Entry(key, 0, plain if len(plain) == len(texts) else None, listed)
+
+    decoder = json.JSONDecoder(object_pairs_hook=Pairs, parse_int=str, parse_float=str, parse_constant=str)
+    try:
+        found = decoder.decode(text)
+    except json.JSONDecodeError as error:
+        suggestion = "Give one declaration as JSON, or install python3-yaml to have YAML read"
+        raise _Unreadable(error.msg, suggestion, error.lineno - 1) from error
+    return _Document(0, tuple(entry(*pair) for pair in found) if isinstance(found, Pairs) else None)
 
 
 class _Reader:
@@ -155,38 +250,28 @@ class _Reader:
         try:
             text = data.decode()
             self.lines = text.splitlines()
-            documents = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
+            documents = _documents(text)
         except UnicodeDecodeError as error:
             broken = data[: error.start].count(b"\n")
             self.add("not-text", "The file is not UTF-8 text", "Save it as UTF-8", broken)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            why = getattr(error, "problem", None) or "It holds characters that YAML does not allow"
-            line = mark.line if mark else None
-            self.add("bad-yaml", f"The file is not valid YAML: {why}", "Correct the line below", line)
-        except (
-            ValueError,
-            OverflowError,
-        ) as error:  # PyYAML makes numbers of some things, and characters of numbers
-            self.add("bad-yaml", f"The file is not valid YAML: {error}", "Write it with plain values")
+        except _Unreadable as error:
+            self.add("bad-yaml", f"The file is not valid YAML: {error.why}", error.suggestion, error.line)
         except RecursionError:
             self.add("too-deep", "The file is nested too deeply", "A declaration is flat: key: value")
         else:
             for document in documents:
-                if document.tag != _NOTHING:
-                    self.declaration(document)
+                self.declaration(document)
 
-    def declaration(self, document: yaml.Node) -> None:
-        line = document.start_mark.line
-        if not isinstance(document, yaml.MappingNode):
+    def declaration(self, document: _Document) -> None:
+        line = document.line
+        if document.entries is None:
             self.add("bad-declaration", "A declaration is a mapping", "Begin it with name: web-server", line)
             return
         before = len(self.problems)
         places = {"": self.location(line)}
         values: dict[str, Any] = {}
-        for key_node, value_node in document.value:
-            at = key_node.start_mark.line
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else ""
+        for entry in document.entries:
+            key, at = entry.key, entry.line
             if key not in KEYS:
                 near = tuple(get_close_matches(key, KEYS, 3))
                 self.add(
@@ -200,7 +285,7 @@ class _Reader:
                 self.add("duplicate-key", f"The key '{key}' stands there twice", "Remove one of them", at)
             else:
                 places[key] = self.location(at)
-                values[key] = self.value(key, value_node, at)
+                values[key] = self.value(entry)
         for key in ("name", "memory"):
             if key not in places:
                 self.add("missing-key", f"The key '{key}' is missing", f"Add {key}: {_EXAMPLES[key]}", line)
@@ -218,13 +303,13 @@ class _Reader:
             values["memory_bytes"] = values.pop("memory")
             self.found.append(Declaration(Request(**values), places))
 
-    def value(self, key: str, node: yaml.Node, line: int) -> object:
-        items = node.value if isinstance(node, yaml.SequenceNode) and key in _LISTS else [node]
-        if not all(isinstance(item, yaml.ScalarNode) for item in items):
+    def value(self, entry: _Entry) -> object:
+        key, line = entry.key, entry.line
+        if entry.texts is None or (entry.listed and key not in _LISTS):
             what = "a list or a text" if key in _LISTS else "a single value"
             self.add("bad-value", f"'{key}' takes {what}", f"Write it as {key}: {_EXAMPLES[key]}", line)
             return None
-        text = ",".join(item.value for item in items)
+        text = ",".join(entry.texts)
         if key == "name":
             self.problems += [problem.but(locations=(self.location(line),)) for problem in check_name(text)]
         try:
