@@ -23,6 +23,9 @@ PLAN = {
 }
 """Module options: whether there must be a baseline, and instances, and whether these are simulated."""
 
+OF_KERNEL = ("state", "kernel", "initrd", "cmdline", "force")
+"""What the role's list says of an instance's kernel; a declaration is about its resources."""
+
 REAL = "This host's kernel has the multikernel file system itself. Set zernel_multikernel_simulate to false."
 NONE = (
     "zernel_multikernel_instances declares instances, and the running kernel has no multikernel file system. "
@@ -60,8 +63,9 @@ def write_declarations(instances, directory):
     names = {}
     for index, instance in enumerate(instances):
         path = Path(directory) / ("%04d.yaml" % index)
-        path.write_text(json.dumps(instance), encoding="utf-8")
-        names[str(path)] = "zernel_multikernel_instances[%d]" % index
+        held = {key: value for key, value in instance.items() if key not in OF_KERNEL}
+        path.write_text(json.dumps(held), encoding="utf-8")
+        names[str(path)] = "zernel_multikernel_instances, entry %d" % (index + 1)
     return names
 
 

@@ -29,7 +29,7 @@ def module(tmp_path: Path) -> Run:
     link = COLLECTIONS / "ansible_collections/zernel/fleet"
     assert link.exists(), "run 'make venv' first: it makes this clone importable as a collection"
 
-    def run(name: str, check: bool = False, diff: bool = False, **options: Any) -> dict[str, Any]:
+    def run(name: str, /, check: bool = False, diff: bool = False, **options: Any) -> dict[str, Any]:
         internal = {
             "_ansible_check_mode": check,
             "_ansible_diff": diff,
