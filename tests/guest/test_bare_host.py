@@ -79,6 +79,25 @@ def test_a_host_that_cannot_be_split_is_refused(bare: Guest, tmp_path: Path) -> 
     assert "Not online: " in said
 
 
+def test_declared_instances_are_judged_by_what_they_ask_for(bare: Guest, tmp_path: Path) -> None:
+    wrong = [
+        {"name": "../web", "cpu_count": 1, "memory": "64MB"},
+        {"name": "web", "cpus": "0", "memory": "900GB", "state": "started", "kernel": "/boot/vmlinuz"},
+        {"name": "db", "cpus": "1", "memory": "64MB", "devices": ["gpu99"]},
+        {"name": "data", "cpus": "1", "memory": "64MB"},
+    ]
+    split = {"zernel_multikernel_simulate": True, "zernel_multikernel_host_cpus": "0"}
+    said = refused(bare, tmp_path, {**split, "zernel_multikernel_instances": wrong})
+    reasons = [
+        "Invalid instance name: '../web'",
+        "web: CPU 0 is reserved for host kernel",
+        "web: 900GB of memory cannot be given",
+        "db: Invalid device reference",
+        "CPU allocation conflict with",
+    ]
+    assert [reason for reason in reasons if reason not in said] == [], said
+
+
 def test_a_baseline_that_is_wanted_for_a_later_kernel_is_judged_too(bare: Guest, tmp_path: Path) -> None:
     settings = {"zernel_multikernel_enabled": "always", "zernel_multikernel_pool_size": "900GB"}
     assert "Kernel instances: " in refused(bare, tmp_path, settings)

@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from .conftest import CLONE, Run
+from .conftest import CLONE, COLLECTIONS, Run
 
 
 @pytest.fixture
@@ -120,3 +122,73 @@ def test_a_collection_without_its_package_says_how_to_make_it(tmp_path: Path) ->
     assert "there is no zernel-agent_*_all.deb" in text
     assert "Run 'make build' in a clone of Zernel first" in text
     assert "changed=0" in text
+
+
+class Judge:
+    """The part of zernel_preflight that lets the agent in the package judge a host, on any machine.
+
+    The module itself judges no host that is not Debian, or has no systemd.
+    """
+
+    def __init__(self, package: Path, directory: Path) -> None:
+        sys.path.insert(0, str(COLLECTIONS))
+        try:
+            found = runpy.run_path(str(CLONE / "plugins/modules/zernel_preflight.py"))
+        finally:
+            sys.path.remove(str(COLLECTIONS))
+        self.tree = directory / "unpacked"
+        subprocess.run(["dpkg-deb", "--raw-extract", package, self.tree], check=True)
+        self.agent = found["Agent"](SimpleNamespace(tmpdir=str(directory)), self.tree)
+
+    def problems(self, declared: list[dict[str, Any]], **params: Any) -> list[str]:
+        plan = {"baseline": False, "instances": True, "simulate": True, "declared": declared}
+        proposal = {"host_cpus": "0", "pool_size": "1GB", "pool_base": None}
+        kernel = {"kernel_release": "", "require": [], "sysctl": {}}
+        found: list[str] = self.agent.check_host({**kernel, "multikernel": {**plan, **proposal}, **params})
+        return found
+
+
+@pytest.fixture
+def judge(package: Path, tmp_path: Path) -> Judge:
+    return Judge(package, tmp_path)
+
+
+WRONG = [
+    {"name": "../web", "cpu_count": 1, "memory": "1MB"},
+    {"name": "web", "cpus": "0", "memory": "900GB", "state": "started", "kernel": "/boot/vmlinuz"},
+    {"name": "db", "cpus": 1, "memory": "infGB"},
+    {"name": "data", "cpus": [1], "memory": "1MB", "devices": ["gpu99"]},
+    {"name": "bare", "cpu_count": 1},
+    {"name": "more", "cpu_count": 1, "memory": "1MB", "memry": True},
+]
+WHY = [
+    "Kernel instances: Invalid instance name: '../web'",
+    "Kernel instances web: CPU 0 is reserved for host kernel",
+    "Kernel instances web: 900GB of memory cannot be given in one piece",
+    "'infGB' is no size",
+    "Kernel instances data: Invalid device reference: Requested device: gpu99",
+    "zernel_multikernel_instances, entry 5: The key 'memory' is missing",
+    "zernel_multikernel_instances, entry 6: Unknown key 'memry'",
+]
+
+
+@pytest.mark.parametrize("yaml", [True, False], ids=["yaml", "no-yaml"])
+def test_declared_instances_are_judged_by_what_they_ask_for(judge: Judge, yaml: bool) -> None:
+    if not yaml:  # as on a host that has none of the agent's dependencies yet
+        missing = "raise ModuleNotFoundError('no yaml', name='yaml')\n"
+        (judge.tree / "usr/lib/python3/dist-packages/yaml.py").write_text(missing)
+    said = judge.problems(WRONG)
+    for part in WHY:
+        assert len([problem for problem in said if part in problem]) == 1, (part, said)
+    assert not any("/" in problem.replace("../web", "").replace("/sys", "") for problem in said), said
+    good = {"name": "web", "cpus": "1", "memory": "100MB", "devices": [], "state": "loaded"}
+    assert judge.problems([good]) == []
+    conflict = judge.problems([good, {**good, "name": "db"}])
+    assert any("CPU" in problem and "db" in problem for problem in conflict), conflict
+
+
+def test_instances_for_another_kernel_are_judged_only_where_they_are_simulated(judge: Judge) -> None:
+    assert judge.problems(WRONG[:1], kernel_release="6.99.0")
+    plan = {"baseline": True, "instances": True, "simulate": False, "declared": WRONG[:1]}
+    proposal = {"host_cpus": "0", "pool_size": "1GB", "pool_base": None}
+    assert judge.agent.check_multikernel({**plan, **proposal}, other_kernel=True) == []

@@ -66,6 +66,7 @@ if __name__ == "__main__":
         "apply",
         "create",
         "delete",
+        "ensure",
         "exec",
         "init",
         "kill",
