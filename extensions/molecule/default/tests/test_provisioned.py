@@ -99,6 +99,12 @@ def test_the_instance_is_listed_and_labelled_simulated(host: Any) -> None:
     assert "SIMULATED" in host.run("zernel show").stdout + host.run("zernel show").stderr
 
 
+def test_the_instance_is_created_again_at_boot(host: Any) -> None:
+    kept = json.loads(host.check_output("zernel apply --dry-run --format=json"))
+    assert (kept["status"], kept["undeclared"]) == ("unchanged", [])
+    assert list(kept["after"]) == ["training"]
+
+
 def test_the_kernel_has_what_the_scheduler_needs(host: Any) -> None:
     data = json.loads(
         host.check_output("zernel kernel report --format=json --require SCHED_CLASS_EXT,btf,kfuncs")
