@@ -58,14 +58,17 @@ def _proposal_words(proposal):
     return ["--%s=%s" % (name.replace("_", "-"), proposal[name]) for name in PROPOSAL if proposal[name]]
 
 
-def write_declarations(instances, directory):
-    """Write each declared instance to a file of its own; returns file to what to call it in a problem."""
+def write_declarations(instances, directory, option):
+    """Write each instance that an option declares to a file of its own.
+
+    Returns file to what to call it in a problem.
+    """
     names = {}
     for index, instance in enumerate(instances):
         path = Path(directory) / ("%04d.yaml" % index)
         held = {key: value for key, value in instance.items() if key not in OF_KERNEL}
         path.write_text(json.dumps(held), encoding="utf-8")
-        names[str(path)] = "zernel_multikernel_instances, entry %d" % (index + 1)
+        names[str(path)] = "%s, entry %d" % (option, index + 1)
     return names
 
 

@@ -332,7 +332,7 @@ class Agent:
     def check_declared(self, plan):
         """Return what is wrong with the instances that are declared for this host."""
         with tempfile.TemporaryDirectory(dir=self.module.tmpdir) as directory:
-            names = write_declarations(plan["declared"], directory)
+            names = write_declarations(plan["declared"], directory, "zernel_multikernel_instances")
             problems = self.errors("Kernel instances", judging_words(plan, directory))
         for path, name in names.items():
             problems = [problem.replace(path, name) for problem in problems]

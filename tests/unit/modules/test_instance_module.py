@@ -255,6 +255,35 @@ def test_instances_are_reported(modules: Modules, boot: dict[str, str]) -> None:
     assert unknown["errors"][0]["did_you_mean"] == ["web"]
 
 
+def test_several_instances_are_made_what_is_declared_or_none(modules: Modules) -> None:
+    def declare(*instances: dict[str, Any], check: bool = False) -> dict[str, Any]:
+        return modules.run("zernel_instances", check=check, instances=list(instances), **modules.common)
+
+    web = {"name": "web", "cpus": "4-7", "memory": "2GB", "state": "started", "kernel": "/nowhere"}
+    db = {"name": "db", "cpu_count": 2, "memory": "1GB"}
+    planned = declare(db, web, check=True)
+    assert modules.host.instances() == {}
+    done = declare(db, web)
+    assert done["changed"]
+    assert done["instances"] == modules.host.instances()
+    assert set(done["diff"]["after"]) == {"web", "db"}
+    assert done["diff"]["before"] == planned["diff"]["before"] == {}
+    assert planned["plan"] == done["plan"]
+    assert not declare(db, web)["changed"]
+    grown = declare({**web, "memory": "1GB"}, {**db, "cpu_count": 4})
+    assert [step["instance"] for step in grown["plan"]["update"]] == ["db", "web"]
+    done = {"instances": grown["instances"]}
+    for check in (True, False):
+        refused = declare({**web, "memory": "3GB"}, {**db, "cpus": "2"}, {"name": "x"}, check=check)
+        for part in (
+            "instances, entry 2: Both 'cpus' and 'cpu_count' are given",
+            "instances, entry 3: The key 'memory' is missing",
+        ):
+            assert part in refused["msg"]
+        assert modules.host.instances() == done["instances"]
+    assert not declare({**db, "cpu_count": 4})["changed"], "what is not declared is left alone"
+
+
 def test_a_baseline_is_replaced_only_while_there_are_no_instances(modules: Modules) -> None:
     def apply(name: str, check: bool = False) -> dict[str, Any]:
         path = str(EXAMPLES / name)

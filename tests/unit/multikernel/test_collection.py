@@ -76,7 +76,7 @@ class Play:
         found: list[dict[str, Any]] = json.loads(results.read_text())
         return found
 
-    def playbook(self, play: list[dict[str, Any]], *, check: bool = False, ok: bool = True) -> str:
+    def playbook(self, play: list[dict[str, Any]], *words: str, check: bool = False, ok: bool = True) -> str:
         file = self.directory / "play.yml"
         file.write_text(yaml.safe_dump(play))
         command = [
@@ -86,6 +86,7 @@ class Play:
             "--diff",
             file,
             *(["--check"] if check else []),
+            *words,
         ]
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120)
         assert (done.returncode == 0) == ok, done.stdout + done.stderr
@@ -177,34 +178,51 @@ def test_options_that_modules_share_are_set_once(host: Host, play: Play) -> None
     assert "/nowhere/zernel" in hardware["msg"]
 
 
-def test_what_the_role_keeps_for_the_next_boot_is_what_it_has_made(
-    host: Host, play: Play, tmp_path: Path
+def test_the_role_brings_the_instances_about_and_keeps_them_for_the_next_boot(
+    host: Host, play: Play, tmp_path: Path, kernel: Path
 ) -> None:
-    instances = [
-        {"name": "web", "cpus": "4-7", "memory": "2GB", "devices": ["eth0:vf1"], "state": "started"},
-        {"name": "db", "cpu_count": 2, "memory": "0x40000000", "id": 9, "kernel": "/boot/vmlinuz"},
-        {"name": "gone", "state": "absent"},
-    ]
-    kept = tmp_path / "instances.d"
-    kept.mkdir()
-    template = {
-        "ansible.builtin.template": {
-            "src": str(REPOSITORY / "roles/multikernel/templates/instances.yaml.j2"),
-            "dest": str(kept / "ansible.yaml"),
-            "mode": "0644",
-        },
-        "vars": {
-            "zernel_multikernel_instances": instances,
-            **yaml.safe_load((REPOSITORY / "roles/multikernel/vars/main.yml").read_text()),
-        },
+    play.environment |= {"ZERNEL_MULTIKERNEL_ROOT": str(host.root), "ZERNEL_STATE_DIR": str(host.state)}
+    kept = tmp_path / "instances.d/ansible.yaml"
+    known = {
+        "_zernel_multikernel_baseline": str(EXAMPLES / "baseline.dts"),
+        "_zernel_multikernel_declarations": str(kept),
+        "_zernel_multikernel_host": {"hardware": {"multikernel": True}},
+        "_zernel_multikernel_file": {"changed": False},
+        "_zernel_multikernel_service": {"changed": False},
     }
-    written, again = play.run(template, template)
-    assert (written["changed"], again["changed"]) == (True, False), written
-    assert host.json("apply", f"--directory={kept}")["changed"]
+
+    def run(*instances: dict[str, Any], check: bool = False) -> str:
+        task = role(tmp_path, "run", zernel_multikernel_instances=list(instances), **known)
+        head = {"hosts": "localhost", "connection": "local", "gather_facts": False}
+        return play.playbook(
+            [{**head, "vars": {"ansible_python_interpreter": sys.executable}, "tasks": [task]}],
+            # The services before it take systemd.
+            "--start-at-task=Hand the baseline to the kernel",
+            check=check,
+        )
+
+    web = {"name": "web", "cpus": "4-7", "memory": "2GB", "state": "started", "kernel": str(kernel)}
+    db = {"name": "db", "cpu_count": 2, "memory": "0x40000000", "id": 9, "devices": ["eth0:vf1"]}
+    assert "changed=2" in run(web, db, check=True)
+    assert host.instances() == {}
+    assert "changed=4" in run(web, db)  # the instances, their kernels, the directory, the file
     found = host.instances()
-    assert set(found) == {"web", "db"}
-    assert (found["web"]["cpus"], found["web"]["devices"]) == ([4, 5, 6, 7], ["eth0:vf1"])
-    assert (found["db"]["id"], len(found["db"]["cpus"]), found["db"]["memory_bytes"]) == (9, 2, 1 << 30)
+    assert (found["web"]["status"], found["db"]["status"]) == ("active", "ready")
+    assert "changed=0" in run(web, db)
+    again = host.json("apply", f"--directory={kept.parent}")
+    assert (again["status"], again["undeclared"], set(again["after"])) == ("unchanged", [], {"web", "db"})
+
+    # What goes makes room for what comes, and one may take what another gives up.
+    data = {"name": "data", "cpus": "4-7", "memory": "1GB"}
+    run(data, {"name": "web", "state": "absent", "force": True}, db)
+    assert set(host.instances()) == {"data", "db"}
+    del db["cpu_count"]
+    run({**data, "cpus": "6-9"}, {**db, "cpus": "4-5"})
+    found = host.instances()
+    assert (found["data"]["cpus"], found["db"]["cpus"]) == ([6, 7, 8, 9], [4, 5])
+    run({"name": "data", "state": "absent"}, {"name": "db", "state": "absent"})
+    assert host.instances() == {}
+    assert not kept.exists()
 
 
 def test_a_baseline_is_applied_once(empty: Host, play: Play) -> None:
