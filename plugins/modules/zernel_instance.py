@@ -16,8 +16,8 @@ description:
   - The whole way is judged before anything is changed, in check mode as well. What is refused has changed
     nothing, and every reason is given at once.
   - An instance that exists with other resources is changed in place, by the least that leads there. What
-    cannot be changed in place is refused, and so is taking something from an instance that has a kernel. It
-    can grow as it is.
+    cannot be changed in place is deleted and created anew while no kernel is loaded, and refused otherwise.
+    Nothing is taken from an instance that has a kernel. It can grow as it is.
   - When a step fails, those before it stay done, and the error names them. The next run goes on from there.
 options:
   name:
@@ -224,6 +224,11 @@ operations:
   elements: dict
   returned: success
   sample: [{operation: cpu-add, cpus: [8, 9]}]
+replaced:
+  description: Whether an update among RV(steps) deleted the instance and created it anew.
+  type: bool
+  returned: success
+  sample: false
 loaded:
   description: The kernel that was loaded, with V(kernel), V(initrd) and V(cmdline). Null when none was.
   type: dict
@@ -330,15 +335,14 @@ def main():
         module.warn(SIMULATED)
     for warning in result["warnings"]:
         module.warn("%s: %s" % (warning["instance"], warning["message"]))
-    answer = {key: result[key] for key in ("changed", "steps", "operations", "loaded", "simulated", "notes")}
+    same = ("changed", "steps", "operations", "replaced", "loaded", "simulated", "transactions", "notes")
     module.exit_json(
         instance=result["after"],
-        transactions=result["transactions"],
         diff={
             "before": {name: result["before"]} if result["before"] else {},
             "after": {name: result["after"]} if result["after"] else {},
         },
-        **answer,
+        **{key: result[key] for key in same},
     )
 
 

@@ -149,16 +149,27 @@ def test_all_devices_are_taken_by_an_empty_list_and_none_by_no_list(modules: Mod
     assert emptied["instance"]["devices"] == []
 
 
-def test_what_cannot_be_changed_in_place_is_refused_with_every_reason(modules: Modules) -> None:
+def test_what_cannot_be_changed_in_place_is_created_anew_unless_it_has_a_kernel(
+    modules: Modules, boot: dict[str, str]
+) -> None:
     modules.instance(**RESOURCES)
-    before = modules.shown()
+    asked = {"id": 7, "memory_base": "0x90000000", "cpu_affinity": "spread", "devices": ["eth0:vf1"]}
+    planned = modules.instance(check=True, **asked)
+    done = modules.instance(**asked)
+    assert (done["steps"], done["replaced"], done["operations"]) == (["update"], True, [])
+    assert done["diff"] == planned["diff"]
+    assert {key: done["instance"][key] for key in ("id", "memory_base", "cpu_affinity", "devices")} == {
+        **asked,
+        "memory_base": 0x90000000,
+    }
+    assert not modules.instance(**asked)["changed"]
+    before = modules.instance(state="loaded", kernel=boot["kernel"])["instance"]
     for check in (True, False):
-        refused = modules.instance(check=check, ok=False, id=7, memory_base="0x90000000", cpus="2")
-        assert {error["code"] for error in refused["errors"]} >= {
-            "id-fixed",
-            "memory-base-fixed",
-            "cpu-reserved",
-        }
+        refused = modules.instance(check=check, ok=False, id=8, memory_base="0xa0000000")
+        assert {error["code"] for error in refused["errors"]} == {"instance-busy"}
+        assert "It would have to be deleted and created anew" in refused["msg"]
+        wrong = modules.instance(check=check, ok=False, cpus="2", devices=["gpu99"])
+        assert {error["code"] for error in wrong["errors"]} >= {"cpu-reserved"}
     assert modules.shown() == before
 
 

@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
         "after": _data(found.after, found.status_after),
         "steps": list(found.steps),
         "operations": [one.as_dict() for one in found.operations],
+        "replaced": found.replaced,
         "transactions": [transaction_data(one) for one in found.transactions],
         "loaded": boot_data(files) if files is not None else None,
         "warnings": [problem.as_dict() for problem in found.warnings],

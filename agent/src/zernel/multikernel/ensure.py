@@ -18,7 +18,7 @@ from zernel.devicetree.model import DeviceUse, Instance
 from zernel.errors import Problem, ZernelError, fail
 from zernel.multikernel import boot_files, lifecycle, operations, planning, state
 from zernel.multikernel.boot_files import BootFiles
-from zernel.multikernel.changes import Operation, check_in_place
+from zernel.multikernel.changes import Operation
 from zernel.multikernel.changes import operations as operations_of
 from zernel.multikernel.fs import MultikernelFs, Transaction
 from zernel.multikernel.overlay import V1
@@ -68,7 +68,7 @@ class Ensured(Record):
     """What was done, or would be: the instance and its status before and after (None: not there).
 
     ``steps`` are the commands that lead there; ``operations`` is what an update among them asks of the
-    kernel, ``files`` what is loaded.
+    kernel, or it has ``replaced`` the instance by a new one. ``files`` are what is loaded.
     """
 
     before: Instance | None
@@ -77,6 +77,7 @@ class Ensured(Record):
     status_after: str | None
     steps: tuple[str, ...] = ()
     operations: tuple[Operation, ...] = ()
+    replaced: bool = False
     transactions: tuple[Transaction, ...] = ()
     files: BootFiles | None = None
     warnings: tuple[Problem, ...] = ()
@@ -146,7 +147,6 @@ class _Plan:
 
     def owned(self, here: Ensured) -> Ensured:
         """Return the state once the instance owns what it shall."""
-        name, given = self.wish.name, self.wish.resources.given
         try:
             if here.before is None:
                 request = _request(self.fs, self.wish)
@@ -157,19 +157,9 @@ class _Plan:
                     steps=("create",),
                     warnings=outcome.warnings,
                 )
-            if not given:
+            if not self.wish.resources.given:
                 return here
-            current = state.load(self.fs, self.wire)
-            existing = current.instance(name)
-            if existing is None:
-                raise planning.not_there(name, list(current.statuses))  # another program has just deleted it
-            fixed = ("id", "memory_base", "numa_nodes", "cpu_affinity", "memory_policy")
-            asked = existing.but(**{key: given[key] for key in fixed if key in given})
-            self.problems += check_in_place(existing, asked, current.system.resources)
-            wish = _update(self.wish)
-            if wish is None:
-                return here
-            outcome = operations.update(self.fs, wish, dry_run=True, root=self.root)
+            outcome = operations.update(self.fs, _update(self.wish), dry_run=True, root=self.root)
             assert outcome.before is not None
             assert outcome.after is not None
         except ZernelError as error:
@@ -180,7 +170,8 @@ class _Plan:
         return here.but(
             after=outcome.after,
             steps=("update",),
-            operations=tuple(operations_of(outcome.before, outcome.after)),
+            replaced=outcome.replaced,
+            operations=() if outcome.replaced else tuple(operations_of(outcome.before, outcome.after)),
             warnings=outcome.warnings,
         )
 
@@ -251,11 +242,8 @@ def _request(fs: MultikernelFs, wish: Wish) -> planning.Request:
     return planning.Request(name=wish.name, **given)  # type: ignore[arg-type]
 
 
-def _update(wish: Wish) -> planning.Update | None:
-    """Return what of the wish an update can bring about; None: it asks for no such thing."""
-    names = ("cpus", "cpu_count", "memory_bytes", "devices")
-    given = {name: value for name, value in wish.resources.given.items() if name in names}
-    return planning.Update(name=wish.name, **given) if given else None  # type: ignore[arg-type]
+def _update(wish: Wish) -> planning.Update:
+    return planning.Update(name=wish.name, **wish.resources.given)  # type: ignore[arg-type]
 
 
 def _carried_out(fs: MultikernelFs, wish: Wish, planned: Ensured, root: Path) -> Ensured:
@@ -284,9 +272,7 @@ def _step(fs: MultikernelFs, wish: Wish, verb: str, found: Ensured, root: Path) 
             request = _request(fs, wish)
             outcome = operations.create(fs, request, dry_run=False, ensure=True, root=root)
         elif verb == "update":
-            change_asked = _update(wish)
-            assert change_asked is not None
-            outcome = operations.update(fs, change_asked, dry_run=False, root=root)
+            outcome = operations.update(fs, _update(wish), dry_run=False, root=root)
         else:
             outcome = operations.delete(fs, name, dry_run=False, ensure=True)
         transactions = (*found.transactions, *outcome.transactions)

@@ -42,6 +42,8 @@ class Update(Record):
     numa_nodes: tuple[int, ...] | None = None
     cpu_affinity: str | None = None
     memory_policy: str | None = None
+    memory_base: int | None = None
+    id: int | None = None
 
     def moves(self, existing: Instance) -> bool:
         """Say whether the instance shall be somewhere else than it was asked to be until now."""
@@ -273,6 +275,8 @@ def update(
         cpus=cpus,
         memory_bytes=existing.memory_bytes if wish.memory_bytes is None else wish.memory_bytes,
         devices=existing.devices if wish.devices is None else wish.devices,
+        memory_base=existing.memory_base if wish.memory_base is None else wish.memory_base,
+        id=existing.id if wish.id is None else wish.id,
     )
     blocked = check_growth(system, existing, after)
     problems += blocked
@@ -300,6 +304,8 @@ def _moved(system: System, existing: Instance, wish: Update, root: Path) -> tupl
         numa_nodes=wish.numa_nodes or (),
         cpu_affinity=wish.cpu_affinity,
         memory_policy=wish.memory_policy,
+        memory_base=wish.memory_base,
+        id=wish.id,
     ).anew(existing)
     rest = tuple(one for one in system.instances if one.name != existing.name)
     return plan(system.but(instances=rest), request, root)
