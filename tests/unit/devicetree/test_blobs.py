@@ -16,7 +16,7 @@ from zernel.devicetree.interpret import interpret
 from zernel.devicetree.load import read_file
 from zernel.devicetree.model import System
 from zernel.errors import ZernelError
-from zernel.multikernel.overlay import V1
+from zernel.multikernel.wire_v1 import V1
 
 EXAMPLES = Path(__file__).parents[3] / "docs/examples"
 

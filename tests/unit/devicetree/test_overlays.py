@@ -15,7 +15,7 @@ from zernel.devicetree.model import DeviceUse, System
 from zernel.devicetree.overlays import overlaid
 from zernel.devicetree.validate import validate_interpretation
 from zernel.errors import Problem
-from zernel.multikernel.overlay import V1
+from zernel.multikernel.wire_v1 import V1
 
 EXAMPLES = Path(__file__).parents[3] / "docs/examples"
 
@@ -48,6 +48,23 @@ def test_our_own_overlays_give_the_instance_that_they_carry(base: System) -> Non
     found = overlaid(fdt.read(V1().create(database), "overlay"), empty)
     assert found.system == base.but(instances=(database,))
     assert overlaid(fdt.read(V1().remove("database"), "overlay"), found.system).system == empty
+
+
+def test_memory_that_the_kernel_places_must_fit_somewhere(base: System) -> None:
+    text = """fragment@0 { target-path = "/instances"; __overlay__ { instance-create { instance-name = "new";
+        resources { cpus = /bits/ 64 <24 25>; memory-bytes = <0x0 SIZE>; }; }; }; };
+        fragment@1 { target-path = "/instances/new"; __overlay__ {
+        cpu-add { cpu@0 { reg = <26>; }; }; }; };"""
+    empty = base.but(instances=())
+    system, problems = outcome(text.replace("SIZE", "0x1000"), empty)
+    assert problems == []
+    assert [one.name for one in system.instances] == ["new"]
+    assert system.instances[0].cpus == (24, 25, 26)
+    free = base.resources.memory.pool_bytes
+    _, problems = outcome(
+        text.replace("0x0 SIZE", f"{(free + 4096) >> 32} {(free + 4096) & 0xFFFFFFFF}"), empty
+    )
+    assert "not-enough-memory" in {problem.code for problem in problems}
 
 
 def test_an_instance_that_takes_what_others_have_is_refused(base: System) -> None:

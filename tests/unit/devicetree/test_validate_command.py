@@ -11,7 +11,7 @@ import yaml
 from zernel.devicetree import fdt
 from zernel.devicetree.load import read_file
 from zernel.devicetree.render import system_tree
-from zernel.multikernel.overlay import V1
+from zernel.multikernel.wire_v1 import V1
 
 from .command import EXAMPLES, refused, zernel
 

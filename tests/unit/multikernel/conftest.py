@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 from host import images
 
-from zernel.multikernel.overlay import V1
+from zernel.multikernel.fs import MultikernelFs
+from zernel.multikernel.wire import Wire
+from zernel.multikernel.wire_probe import wire_for
 
 REPOSITORY = Path(__file__).parents[3]
 EXAMPLES = REPOSITORY / "docs/examples"
@@ -33,6 +35,7 @@ class Host:
 
     root: Path
     state: Path
+    version: int = 1
     server: subprocess.Popen[str] | None = None
     environ: dict[str, str] = field(default_factory=dict)
 
@@ -69,7 +72,9 @@ class Host:
 
     def start(self, *words: str) -> None:
         self.server = subprocess.Popen(
-            [ZERNEL, "simulate", "multikernel", str(self.root), *words], stdout=subprocess.PIPE, text=True
+            [ZERNEL, "simulate", "multikernel", str(self.root), f"--version={self.version}", *words],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert self.server.stdout is not None
         assert "SIMULATED" in self.server.stdout.readline()
@@ -102,10 +107,20 @@ def wait_until(condition: Callable[[], bool], seconds: float = 5) -> None:
         time.sleep(0.02)
 
 
+BOTH = pytest.mark.parametrize("version", [1, 2], indirect=True)
+"""Runs a test against both versions of the kernel's interface; without it, against the first."""
+
+
 @pytest.fixture
-def bare(tmp_path: Path) -> Iterator[Host]:
+def version(request: pytest.FixtureRequest) -> int:
+    """The version of the kernel's interface that is simulated."""
+    return int(getattr(request, "param", 1))
+
+
+@pytest.fixture
+def bare(tmp_path: Path, version: int) -> Iterator[Host]:
     """A host without a mount; what a test mounts is unmounted."""
-    host = Host(tmp_path / "multikernel", tmp_path / "state")
+    host = Host(tmp_path / "multikernel", tmp_path / "state", version)
     yield host
     if host.server is not None:
         host.stop()
@@ -182,9 +197,21 @@ def names(host: Host) -> set[str]:
     return {path.name for path in (host.root / "instances").iterdir()}
 
 
+def wire_of(host: Host) -> Wire:
+    """Return the wire format of the simulated kernel, for what another program writes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZERNEL_STATE_DIR", str(host.state))
+        return wire_for(MultikernelFs(host.root, simulated=True))
+
+
+def without_parts(host: Host, words: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a command's words; for the second version without devices, of which it cannot be given parts."""
+    return tuple(word for word in words if host.version == 1 or not word.startswith("--devices="))
+
+
 def clear(host: Host) -> None:
     for name in names(host):
-        write_overlay(host, V1().remove(name))
+        write_overlay(host, wire_of(host).remove(name))
     assert not names(host)
 
 

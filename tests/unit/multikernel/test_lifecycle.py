@@ -15,10 +15,11 @@ import pytest
 from host import images
 from host.test_kernel_image import COMPRESSIONS, NAMES
 
-from .conftest import Host
+from .conftest import BOTH, Host
 from .lives import bring, loaded, pending, status, words
 
 
+@BOTH
 def test_a_whole_life(web: Host, kernel: Path, tmp_path: Path) -> None:
     initrd = tmp_path / "initrd.img"
     initrd.write_bytes(b"x" * 1000)
@@ -60,6 +61,7 @@ def test_the_forms_of_the_document(web: Host, kernel: Path, tmp_path: Path) -> N
     assert (loaded(web)["web"]["cmdline"], loaded(web)["web"]["initrd_bytes"]) == ("quiet", None)
 
 
+@BOTH
 def test_the_data_of_each_step(web: Host, kernel: Path) -> None:
     done = web.json(*words("load", kernel, "--cmdline=ro"))
     assert done["kernel"] == {

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from zernel.multikernel.kexec import KernelCalls
-from zernel.multikernel.overlay import V1
+from zernel.multikernel.wire_v1 import V1
 
 from .conftest import ZERNEL, Host, Killed, wait_until, write_overlay
 from .lives import bring, calls, loaded, pending, status, words

@@ -12,8 +12,8 @@ from zernel.devicetree.model import Cpus, Device, DeviceUse, Instance, Memory, R
 from zernel.errors import ZernelError
 from zernel.multikernel.changes import Step, differences, kept, operations, same, union, within
 from zernel.multikernel.ordering import order
-from zernel.multikernel.overlay import V1
 from zernel.multikernel.planning import check_busy
+from zernel.multikernel.wire_v1 import V1
 
 PAGE = 0x1000
 RESOURCES = Resources(

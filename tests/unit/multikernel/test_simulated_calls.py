@@ -23,8 +23,8 @@ from zernel.multikernel.kexec import (
     SimulatedPort,
     numbers_of,
 )
-from zernel.multikernel.overlay import V1
-from zernel.multikernel.simulate import SimulatedMultikernel
+from zernel.multikernel.simulate import simulated
+from zernel.multikernel.wire_v1 import V1
 
 from .conftest import Host, write_overlay
 from .lives import calls, status
@@ -105,4 +105,4 @@ requests = st.fixed_dictionaries(
 @given(st.binary(max_size=200) | (anything | requests).map(lambda value: json.dumps(value).encode()))
 def test_no_message_breaks_the_simulation(message: bytes) -> None:
     # What is no call, or is for an instance that is not there, is answered with an error number.
-    assert number_of(lambda: SimulatedMultikernel().write(PurePosixPath("/", CONTROL), 1, 0, message))
+    assert number_of(lambda: simulated(1, []).write(PurePosixPath("/", CONTROL), 1, 0, message))

@@ -16,7 +16,7 @@ import pytest
 from zernel.devicetree import fdt
 from zernel.devicetree.model import Instance
 from zernel.devicetree.tree import Node, Property, Tree
-from zernel.multikernel.overlay import V1
+from zernel.multikernel.wire_v1 import V1
 
 from .conftest import Host, mounted, wait_until, write_overlay
 

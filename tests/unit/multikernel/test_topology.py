@@ -12,10 +12,10 @@ from zernel.devicetree import fdt, render
 from zernel.devicetree.model import Instance, Resources, System
 from zernel.devicetree.tree import Node
 from zernel.host import hardware
-from zernel.multikernel import overlay
 from zernel.multikernel.changes import same
 from zernel.multikernel.fs import MultikernelFs
 from zernel.multikernel.state import with_wishes
+from zernel.multikernel.wire_v1 import V1
 from zernel.topology import locate_devices, pci_numa_node, read
 
 from .conftest import Host, write_overlay
@@ -293,11 +293,11 @@ def test_wishes_that_a_kernel_does_not_show_are_read_from_the_overlay(tmp_path: 
         directory.mkdir(parents=True)
         (directory / "status").write_text(status)
         (directory / "instance").write_text("web")
-        (directory / "dtbo").write_bytes(overlay.V1().create(instance))
-    assert with_wishes(files, overlay.V1(), bare) == asked
-    assert with_wishes(files, overlay.V1(), bare.but(name="db")) == bare.but(name="db")
+        (directory / "dtbo").write_bytes(V1().create(instance))
+    assert with_wishes(files, V1(), bare) == asked
+    assert with_wishes(files, V1(), bare.but(name="db")) == bare.but(name="db")
     shown = bare.but(cpu_affinity="compact")
-    assert with_wishes(files, overlay.V1(), shown) == shown
+    assert with_wishes(files, V1(), shown) == shown
 
 
 # -- what the kernel says of the host -----------------------------------------------------------------------
@@ -389,7 +389,7 @@ def test_the_node_of_a_pci_device(machine: Machine, text: str, node: int | None)
 
 
 def test_wishes_of_another_form_are_not_taken_for_ours(host: Host) -> None:
-    blob = overlay.V1().create(Instance("kerf", 1, (4,), 0x80000000, GB, (), (0,), "compact", "bind"))
+    blob = V1().create(Instance("kerf", 1, (4,), 0x80000000, GB, (), (0,), "compact", "bind"))
     write_overlay(host, blob.replace(b"compact\0", b"comp\xffct\0").replace(b"bind\0", b"b\xffnd\0"))
     found = json.loads(host.ok("show", "--format=json"))["instances"]["kerf"]
     assert (found["numa_nodes"], found["cpu_affinity"], found["memory_policy"]) == ([0], None, None)

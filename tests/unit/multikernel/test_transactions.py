@@ -15,13 +15,14 @@ import pytest
 
 from zernel.devicetree.load import read_file
 from zernel.devicetree.model import DeviceUse, Instance
-from zernel.multikernel.overlay import V1
+from zernel.multikernel.wire_v1 import V1
 
-from .conftest import EXAMPLES, ZERNEL, Host, Killed, clear, names, pending, write_overlay
+from .conftest import BOTH, EXAMPLES, ZERNEL, Host, Killed, clear, names, pending, wire_of, write_overlay
 
 CREATE = ("create", "web", "--cpus=4-7", "--memory=2GB")
 
 
+@BOTH
 @pytest.mark.parametrize(
     ("faulty", "says"),
     [
@@ -47,6 +48,7 @@ def test_a_kernel_that_refuses_is_believed_and_nothing_is_left(faulty: Host, say
     faulty.ok(*CREATE)
 
 
+@BOTH
 @pytest.mark.parametrize("faulty", [["partial", "failed"], ["partial", "einval"]], indirect=True)
 def test_what_cannot_be_removed_again_is_said(faulty: Host) -> None:
     assert "A part of it was created and could not be removed" in faulty.refused(*CREATE)
@@ -57,6 +59,7 @@ def test_what_cannot_be_removed_again_is_said(faulty: Host) -> None:
     assert faulty.instances() == {}
 
 
+@BOTH
 @pytest.mark.parametrize("faulty", [["partial", "failed", "failed"]], indirect=True)
 def test_what_could_not_be_removed_is_tried_again_by_the_next_commands(faulty: Host) -> None:
     assert "Suggestion: Remove what is left: zernel delete web" in faulty.refused(*CREATE)
@@ -122,9 +125,10 @@ def test_instances_of_other_programs_are_seen_and_kept_clear_of(host: Host) -> N
     assert (done["cpus"], done["memory_base"], done["id"]) == ([6, 7], 0xC0000000, 2)
 
 
+@BOTH
 def test_an_instance_that_another_program_made_meanwhile_is_left_alone(host: Host) -> None:
     # The other program writes between our look at the state and our own write, which then fails.
-    other = V1().create(Instance("web", 9, (4, 5, 6, 7), 0x80000000, 2 << 30))
+    other = wire_of(host).create(Instance("web", 9, (4, 5, 6, 7), 0x80000000, 2 << 30))
     script = (
         "import sys; from zernel.cli.main import main; from zernel.multikernel import fs;"
         "write = fs.MultikernelFs.write_overlay;"
@@ -192,6 +196,7 @@ def test_a_broken_journal_is_no_traceback(host: Host) -> None:
     assert set(host.instances()) == {"web"}
 
 
+@BOTH
 def test_sigkill_at_every_moment_of_a_creation(host: Host, killed: Killed) -> None:
     created = moments = 0
     status = -signal.SIGKILL
@@ -218,8 +223,9 @@ def test_sigkill_at_every_moment_of_a_creation(host: Host, killed: Killed) -> No
     assert 1 < created < moments
 
 
+@BOTH
 def test_sigkill_at_every_moment_of_a_deletion(host: Host, killed: Killed) -> None:
-    web = V1().create(Instance("web", 1, (4,), 0x80000000, 1 << 30))
+    web = wire_of(host).create(Instance("web", 1, (4,), 0x80000000, 1 << 30))
     moments = gone = 0
     status = -signal.SIGKILL
     while status == -signal.SIGKILL:
@@ -237,15 +243,17 @@ def test_sigkill_at_every_moment_of_a_deletion(host: Host, killed: Killed) -> No
     assert 1 < gone < moments
 
 
+@BOTH
 @pytest.mark.parametrize("faulty", [["partial"]], indirect=True)
 def test_sigkill_while_a_failed_creation_is_undone(faulty: Host, killed: Killed) -> None:
-    baseline = (faulty.root / "device_tree").read_bytes()
     moment, repaired, status = 0, 0, -signal.SIGKILL
     while status == -signal.SIGKILL:
         status, _ = killed(moment, *CREATE)
         moment += 1
         if not (faulty.root / "overlays/tx_2").exists():
-            write_overlay(faulty, V1().remove("nobody"))  # killed before its write: the fault is used up here
+            write_overlay(
+                faulty, wire_of(faulty).remove("nobody")
+            )  # killed before its write: the fault is used up here
         repaired += "web" in names(faulty)
         assert killed(-1, "create", "other", "--cpus=20", "--memory=1GB")[0] == 0
         assert not pending(faulty)
@@ -254,7 +262,7 @@ def test_sigkill_while_a_failed_creation_is_undone(faulty: Host, killed: Killed)
         # The fault is met once, so each moment needs a file system of its own.
         faulty.stop()
         faulty.start("--fault=partial")
-        (faulty.root / "device_tree").write_bytes(baseline)
+        assert killed(-1, "init", f"--input={EXAMPLES / 'baseline.dts'}", "--apply")[0] == 0
     assert status == 1
     assert repaired > 1
 
@@ -273,6 +281,7 @@ def test_a_baseline_killed_at_every_moment_is_there_or_not(empty: Host, killed: 
     assert moment > 5
 
 
+@BOTH
 def test_commands_at_the_same_time_never_share_anything(host: Host) -> None:
     for _ in range(3):
         running = [

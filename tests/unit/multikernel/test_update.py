@@ -12,9 +12,19 @@ import pytest
 from zernel.devicetree import fdt
 from zernel.devicetree.model import Instance
 from zernel.devicetree.tree import Node
-from zernel.multikernel.overlay import V1
 
-from .conftest import Host, Killed, names, pending, settled_by_next, write_overlay
+from .conftest import (
+    BOTH,
+    EXAMPLES,
+    Host,
+    Killed,
+    names,
+    pending,
+    settled_by_next,
+    wire_of,
+    without_parts,
+    write_overlay,
+)
 
 GB = 1 << 30
 DATABASE = ("create", "database", "--cpus=8-15", "--memory=4GB", "--devices=eth0:vf1")
@@ -263,6 +273,7 @@ def test_a_dry_run_gives_the_verdict_and_the_text_of_the_real_run(host: Host, wo
     assert shared == real.stdout.replace(" (transaction tx_3)", "").replace(" (transactions tx_3, tx_4)", "")
 
 
+@BOTH
 @pytest.mark.parametrize(
     ("faulty", "says"),
     [
@@ -276,7 +287,7 @@ def test_a_dry_run_gives_the_verdict_and_the_text_of_the_real_run(host: Host, wo
     indirect=["faulty"],
 )
 def test_a_failed_update_leaves_what_was_there(faulty: Host, says: str) -> None:
-    faulty.ok(*DATABASE)
+    faulty.ok(*without_parts(faulty, DATABASE))
     before = faulty.instances()
     shown = faulty.refused(*GROW)
     assert shown.startswith("ERROR: database: The kernel did not update the instance\n")
@@ -286,9 +297,10 @@ def test_a_failed_update_leaves_what_was_there(faulty: Host, says: str) -> None:
     faulty.ok(*GROW)
 
 
+@BOTH
 @pytest.mark.parametrize("faulty", [["none", "midway", "failed", "failed"]], indirect=True)
 def test_what_cannot_be_changed_back_is_said_and_tried_again(faulty: Host) -> None:
-    faulty.ok(*DATABASE)
+    faulty.ok(*without_parts(faulty, DATABASE))
     assert "A part of it was changed and could not be changed back" in faulty.refused(*GROW)
     assert faulty.instances()["database"]["memory_bytes"] == 8 * GB
     assert "What a failed change left cannot be undone" in faulty.refused("delete", "other")
@@ -300,10 +312,11 @@ def test_what_cannot_be_changed_back_is_said_and_tried_again(faulty: Host) -> No
     assert (found["memory_bytes"], len(found["cpus"])) == (4 * GB, 8)
 
 
+@BOTH
 @pytest.mark.parametrize("faulty", [["none", "none", "midway"]], indirect=True)
 def test_two_overlays_are_one_transaction(faulty: Host) -> None:
     # The CPUs are all exchanged: the new ones are added, then the overlay that takes the old ones fails.
-    faulty.ok(*DATABASE)
+    faulty.ok(*without_parts(faulty, DATABASE))
     before = faulty.instances()
     assert "database: it was changed, and was changed back" in faulty.refused(
         "update", "database", "--cpus=20"
@@ -311,34 +324,38 @@ def test_two_overlays_are_one_transaction(faulty: Host) -> None:
     assert faulty.instances() == before
 
 
+@BOTH
 def test_what_another_program_changed_meanwhile_is_left_alone(host: Host, killed: Killed) -> None:
-    host.ok(*DATABASE)
+    host.ok(*without_parts(host, DATABASE))
     moment = 0
     while not (host.root / "overlays/tx_3").exists():
         killed(moment, "update", "database", "--cpus=20-21")
         moment += 1
     there = Instance("database", 1, (*range(8, 16), 20, 21), 2 * GB, 4 * GB)
-    pool, _ = V1().read_baseline((host.root / "device_tree").read_bytes())
-    write_overlay(host, V1().update(there, there.but(cpus=(*there.cpus, 30)), pool))
+    wire = wire_of(host)
+    pool, _ = wire.read_baseline((host.root / "device_tree").read_bytes())
+    write_overlay(host, wire.update(there, there.but(cpus=(*there.cpus, 30)), pool))
     done = host.json("create", "other", "--cpus=4", "--memory=1GB")
     assert "changed by another program; it was left alone" in done["notes"][0]
     assert host.instances()["database"]["cpus"] == [*range(8, 16), 20, 21, 30]
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("version", "words"),
     [
-        ("--cpus=8-19", "--memory=8GB"),
-        ("--cpus=20-21", "--memory=1GB"),
-        ("--cpu-affinity=compact", "--cpus=20-21"),  # deleted and created anew
+        (1, ("--cpus=8-19", "--memory=8GB")),
+        (1, ("--cpus=20-21", "--memory=1GB")),
+        (1, ("--cpu-affinity=compact", "--cpus=20-21")),  # deleted and created anew
+        (2, ("--cpus=20-21", "--memory=8GB")),
     ],
+    indirect=["version"],
 )
 def test_sigkill_at_every_moment_of_an_update(host: Host, killed: Killed, words: tuple[str, ...]) -> None:
     first = ([*range(8, 16)], 4 * GB)
     outcomes = []
     moment, status = 0, -signal.SIGKILL
     while status == -signal.SIGKILL:
-        assert killed(-1, *DATABASE)[0] == 0
+        assert killed(-1, *without_parts(host, DATABASE))[0] == 0
         status, _ = killed(moment, "update", "database", *words)
         moment += 1
         settled_by_next(host, killed)
@@ -359,14 +376,15 @@ def test_sigkill_at_every_moment_of_an_update(host: Host, killed: Killed, words:
 
 @pytest.mark.parametrize("faulty", [["none", "midway"]], indirect=True)
 def test_sigkill_while_a_failed_update_is_undone(faulty: Host, killed: Killed) -> None:
-    baseline = (faulty.root / "device_tree").read_bytes()
     moment, half, status = 0, 0, -signal.SIGKILL
     while status == -signal.SIGKILL:
-        assert killed(-1, *DATABASE)[0] == 0
+        assert killed(-1, *without_parts(faulty, DATABASE))[0] == 0
         status, _ = killed(moment, *GROW)
         moment += 1
         if not (faulty.root / "overlays/tx_3").exists():
-            write_overlay(faulty, V1().remove("nobody"))  # killed before its write: the fault is used up here
+            write_overlay(
+                faulty, wire_of(faulty).remove("nobody")
+            )  # killed before its write: the fault is used up here
         size = json.loads(killed(-1, "show", "--format=json")[1])["instances"]["database"]["memory_bytes"]
         half += size == 8 * GB
         assert killed(-1, "create", "other", "--cpus=31", "--memory=1GB")[0] == 0
@@ -375,7 +393,7 @@ def test_sigkill_while_a_failed_update_is_undone(faulty: Host, killed: Killed) -
         assert not pending(faulty)
         faulty.stop()
         faulty.start("--fault=none", "--fault=midway")
-        (faulty.root / "device_tree").write_bytes(baseline)
+        assert killed(-1, "init", f"--input={EXAMPLES / 'baseline.dts'}", "--apply")[0] == 0
     assert status == 1
     assert half > 1
 

@@ -64,22 +64,27 @@ def run(args: argparse.Namespace) -> int:
     target = fs.open_fs()
     found = reconcile.reconcile(target, declarations, prune=args.prune, dry_run=args.dry_run, root=args.root)
     found = found.but(warnings=(*warnings, *found.warnings))
-    statuses = found.statuses
+    statuses, made = found.statuses, {step.name for step in found.steps if step.before is None}
     data = {
         "status": "unchanged" if not found.steps else "planned" if args.dry_run else "applied",
         "changed": bool(found.steps),
         "dry_run": args.dry_run,
         "simulated": target.simulated,
         "directory": str(directory),
-        "plan": _plan_data(found.steps),
+        "plan": _plan_data(found.steps, placed=found.placed),
         "undeclared": list(found.undeclared),
         "before": {one.name: report.instance_data(one, statuses.get(one.name)) for one in found.before},
-        "after": {one.name: report.instance_data(one, statuses.get(one.name)) for one in found.after},
+        "after": {
+            one.name: report.instance_data(
+                one, statuses.get(one.name), placed=found.placed or one.name not in made
+            )
+            for one in found.after
+        },
         "transactions": [transaction_data(one) for one in found.transactions],
         "warnings": [problem.as_dict() for problem in found.warnings],
         "notes": list(found.notes),
     }
-    lines = _plan_lines(found.steps)
+    lines = _plan_lines(found.steps, placed=found.placed)
     if found.undeclared:
         lines.append(f"Not declared, left alone: {', '.join(found.undeclared)} (--prune deletes them)")
     if not found.steps:
@@ -95,13 +100,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan_data(steps: tuple[Step, ...]) -> dict[str, Any]:
+def _plan_data(steps: tuple[Step, ...], *, placed: bool = True) -> dict[str, Any]:
     verbs = ("create", "update", "delete")
-    return {verb: [step_data(step) for step in steps if step.verb == verb] for verb in verbs}
+    return {verb: [step_data(step, placed=placed) for step in steps if step.verb == verb] for verb in verbs}
 
 
-def _plan_lines(steps: tuple[Step, ...]) -> list[str]:
-    lines = [line for step in steps for line in step_lines(step)]
+def _plan_lines(steps: tuple[Step, ...], *, placed: bool = True) -> list[str]:
+    lines = [line for step in steps for line in step_lines(step, placed=placed)]
     return ["Plan:", *lines] if lines else []
 
 

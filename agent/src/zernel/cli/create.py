@@ -33,13 +33,13 @@ def run(args: argparse.Namespace) -> int:
     data = change_data(outcome, target, dry_run=args.dry_run, status="created")
     instance = outcome.after or outcome.before
     assert instance is not None
-    data["instance"] = report.instance_data(instance, outcome.status)
+    data["instance"] = report.instance_data(instance, outcome.status, placed=outcome.placed)
     if not outcome.changed:
         done = f"✓ Instance {request.name} is there already: nothing to change"
     elif args.dry_run:
         done = f"✓ Instance {request.name} can be created (dry run: nothing was written)"
     else:
         done = f"✓ Instance {request.name} created{told(outcome.transactions)}"
-    lines = report.instance_lines(instance, outcome.status)
+    lines = report.instance_lines(instance, outcome.status, placed=outcome.placed)
     print_result(data, args.format, lambda: print_change(lines, outcome, target, done))
     return 0

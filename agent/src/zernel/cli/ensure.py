@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         "simulated": target.simulated,
         "state": args.state,
         "before": _data(found.before, found.status_before),
-        "after": _data(found.after, found.status_after),
+        "after": _data(found.after, found.status_after, placed=found.placed),
         "steps": list(found.steps),
         "operations": [one.as_dict() for one in found.operations],
         "replaced": found.replaced,
@@ -66,19 +66,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _data(instance: Instance | None, status: str | None) -> dict[str, Any] | None:
+def _data(instance: Instance | None, status: str | None, *, placed: bool = True) -> dict[str, Any] | None:
     if instance is None:
         return None
     if not instance.cpus:  # the kernel does not show what it owns
         return {"name": instance.name, "id": instance.id, "status": status}
-    return report.instance_data(instance, status)
+    return report.instance_data(instance, status, placed=placed)
 
 
 def _lines(found: ensure.Ensured) -> list[str]:
     if found.after is None or not found.after.cpus:
         return []
     return [
-        *report.instance_lines(found.after, found.status_after),
+        *report.instance_lines(found.after, found.status_after, placed=found.placed),
         *(f"  {operation}" for operation in found.operations),
     ]
 

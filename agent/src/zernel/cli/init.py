@@ -46,21 +46,25 @@ def run(args: argparse.Namespace) -> int:
     applied: list[str] = []
     if args.apply and valid and resources is not None:
         # Only here: validating a file must not cost what talking to the kernel costs.
-        from zernel.multikernel import fs, operations
+        from zernel.multikernel import baseline, fs
 
         target = fs.open_fs()
-        before, changed, notes = operations.apply_baseline(target, resources, dry_run=args.dry_run)
+        done = baseline.apply_baseline(target, resources, dry_run=args.dry_run)
+        before, changed, notes = done.before, done.changed, done.notes
         data |= {
             "applied": not args.dry_run,
             "changed": changed,
+            "wire": done.wire,
             "dry_run": args.dry_run,
             "simulated": target.simulated,
             "device_tree": str(target.root / "device_tree"),
             "before": report.hardware_data(before) if before else None,
-            "after": data["hardware"],
+            "after": report.hardware_data(done.after, placed=done.placed),
             "notes": list(notes),
         }
         applied = [f"NOTE: {note}" for note in notes]
+        if not done.placed:
+            applied.append("  The kernel chooses where the memory pool is")
         applied += [_outcome(changed, args.dry_run), f"  Baseline: {target.root / 'device_tree'}"]
         applied += [target.label] if target.label else []
     if not valid and not (args.report and args.format == "text"):

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         "dry_run": args.dry_run,
         "simulated": target.simulated,
         "undone": {"command": found.change.command, "transactions": list(found.change.transactions)},
-        "steps": [step_data(step) for step in found.steps],
+        "steps": [step_data(step, placed=found.placed) for step in found.steps],
         "transactions": [transaction_data(one) for one in found.transactions],
         "warnings": [problem.as_dict() for problem in found.warnings],
         "notes": list(found.notes),
@@ -50,6 +50,6 @@ def run(args: argparse.Namespace) -> int:
         done = f"✓ {what} can be rolled back (dry run: nothing was written)"
     else:
         done = f"✓ {what} rolled back{told(found.transactions)}"
-    lines = [line for step in found.steps for line in step_lines(step)]
+    lines = [line for step in found.steps for line in step_lines(step, placed=found.placed)]
     print_result(data, args.format, lambda: print_change(lines, found, target, done))
     return 0

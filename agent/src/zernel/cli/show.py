@@ -16,6 +16,7 @@ from zernel.multikernel import report
 if TYPE_CHECKING:
     from zernel.multikernel.fs import MultikernelFs
     from zernel.multikernel.state import State
+    from zernel.multikernel.wire import Wire
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         return _show_report(args)
     from zernel.multikernel import planning, transactions
 
-    target, current = _state()
+    target, current, wire = _state()
     instances = current.system.instances
     if args.name is not None:
         found = current.instance(args.name)
@@ -64,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
         "status": "ok",
         "simulated": target.simulated,
         "root": str(target.root),
+        "wire": wire.name,
         "baseline_complete": current.complete,
         "hardware": report.hardware_data(resources),
         "instances": {
@@ -75,7 +77,9 @@ def run(args: argparse.Namespace) -> int:
     def text() -> str:
         lines = [] if args.name is not None else [*report.inventory_lines(resources), ""]
         if args.name is None and not current.complete:
-            lines.insert(0, "The baseline was applied by another program: only the pool is known")
+            lost = ", or Zernel's record of it is lost" if wire.places_memory else ""
+            ids = ["CPUs are shown by their physical ids"] if wire.places_memory else []
+            lines[:0] = [f"The baseline was applied by another program{lost}: only the pool is known", *ids]
         for instance in instances:
             lines += report.instance_lines(instance, current.statuses[instance.name])
         if not instances:
@@ -86,26 +90,28 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _state() -> tuple[MultikernelFs, State]:
+def _state() -> tuple[MultikernelFs, State, Wire]:
     """Return the file system and what it holds; raises `ZernelError` when there is none, or no baseline."""
     from zernel.multikernel import fs, state, transactions
-    from zernel.multikernel.overlay import V1
+    from zernel.multikernel.wire_probe import wire_for
 
     target = fs.open_fs()
     with transactions.labelling(target):
-        return target, state.load(target, V1())
+        wire = wire_for(target)
+        return target, state.load(target, wire), wire
 
 
 def _show_report(args: argparse.Namespace) -> int:
     from zernel.devicetree.validate import unallocated
     from zernel.multikernel import utilisation
 
-    target, current = _state()
+    target, current, wire = _state()
     warnings = unallocated(current.system)
     data = {
         "status": "ok",
         "simulated": target.simulated,
         "root": str(target.root),
+        "wire": wire.name,
         "baseline_complete": current.complete,
         "utilisation": utilisation.data(current.system, current.statuses),
         "warnings": [problem.as_dict() for problem in warnings],

@@ -27,6 +27,14 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--background", action="store_true", help="return once it is mounted; stop it with umount"
     )
     parser.add_argument(
+        "--version",
+        type=int,
+        choices=(1, 2),
+        default=1,
+        help="which version of the kernel's interface: 1 shows the baseline as it was written (the default);"
+        " 2 takes physical CPU ids, places memory itself, and undoes a transaction by rmdir",
+    )
+    parser.add_argument(
         "--fault",
         action="append",
         default=[],
@@ -35,10 +43,13 @@ def register(parser: argparse.ArgumentParser) -> None:
         " one after it",
     )
     add_format_option(parser)
+    parser.set_defaults(wrong_usage=parser.error)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM, Ctrl-C or umount. All simulated state is lost then."""
+    if args.version == 1 and set(args.fault) & set(simulate.UNDO_FAULTS):
+        args.wrong_usage("the first version has no undo: --fault=undo-fails goes with --version=2")
     # Resolved once: a mount has no other name, and a link that changes later leads nowhere else.
     mountpoint = mounts.resolved(Path(args.mountpoint))
     _prepare(mountpoint)
@@ -93,17 +104,24 @@ def _prepare(mountpoint: Path) -> None:
 def _serve(args: argparse.Namespace, mountpoint: Path, ready: Callable[[], None]) -> None:
     from zernel.multikernel import fuse
 
-    fuse.serve(mountpoint, simulate.SOURCE, simulate.SimulatedMultikernel(faults=list(args.fault)), ready)
+    served = simulate.simulated(args.version, list(args.fault))
+    fuse.serve(mountpoint, simulate.SOURCE, served, ready)
 
 
 def _announce(args: argparse.Namespace, mountpoint: Path, pid: int) -> None:
     from zernel.service import notify
 
     notify("READY=1\nSTATUS=SIMULATED multikernel file system")
-    data = {"status": "mounted", "simulated": True, "mountpoint": str(mountpoint), "pid": pid}
+    data = {
+        "status": "mounted",
+        "simulated": True,
+        "version": args.version,
+        "mountpoint": str(mountpoint),
+        "pid": pid,
+    }
     quoted = shlex.quote(str(mountpoint))
     text = (
-        f"SIMULATED multikernel file system mounted at {mountpoint} (pid {pid})\n"
+        f"SIMULATED multikernel file system (version {args.version}) mounted at {mountpoint} (pid {pid})\n"
         f"  Use it:  export ZERNEL_MULTIKERNEL_ROOT={quoted}\n"
         f"  End it:  umount {quoted}  (all simulated state is lost)"
     )

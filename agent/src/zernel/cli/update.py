@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         done = f"✓ Instance {wish.name} can be updated (dry run: nothing was written)"
     else:
         done = f"✓ Instance {wish.name} updated{told(outcome.transactions)}"
-    lines = report.instance_lines(after, outcome.status)
+    lines = report.instance_lines(after, outcome.status, placed=outcome.placed)
     lines += [f"  {operation}" for operation in moved]
     print_result(data, args.format, lambda: print_change(lines, outcome, target, done))
     return 0

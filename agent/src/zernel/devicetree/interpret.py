@@ -146,7 +146,9 @@ class _Interpreter(Reader):
             if dialect := kernel_forms.dialect(node):
                 self.dialect = dialect
                 self.aliases = kernel_forms.aliases(self.tree)
-                return kernel_forms.resources(self, node, self.devices(node.child("devices")))
+                devices = self.devices(node.child("devices"))
+                devices += kernel_forms.live_devices(self, self.aliases)
+                return kernel_forms.resources(self, node, devices)
         sections = ("cpus", "memory", "devices", "topology")
         for section in sections:
             self.once(node, section)
@@ -243,7 +245,7 @@ class _Interpreter(Reader):
         """Return what each node of a virtual function or namespace at the root stands for, by its id()."""
         found: dict[int, DeviceUse] = {}
         for node in root.children:
-            if node.name in _ROOT_NODES or (node.name == "aliases" and self.dialect != "kerf"):
+            if node.name in _ROOT_NODES or (self.dialect != "kerf" and self.of_a_kernel(node)):
                 continue
             if not any(node.get(name) for name in ("parent", "vf-id", "namespace-id")):
                 self.unknown("Node", node.name, node.line, _ROOT_NODES[:2])
@@ -276,6 +278,12 @@ class _Interpreter(Reader):
                 continue
             found[id(node)] = DeviceUse(device, vf, namespace)
         return found
+
+    def of_a_kernel(self, node: Node) -> bool:
+        """Say whether a node of the root is one that kernels' own trees have."""
+        from zernel.devicetree import kernel_forms
+
+        return node.name == "aliases" or kernel_forms.is_bridge(node)
 
     def instance(self, node: Node, index: int, endpoints: dict[int, DeviceUse]) -> Instance | None:
         key = ("instances", index)

@@ -4,7 +4,8 @@
 =======  ========================================================================================
 ``v1``   ``cpus`` (32-bit, later 64-bit numbers), ``memory-base``, ``memory-bytes``, ``devices/NAME``
 ``v2``   ``cpus`` (64-bit), ``memory@N`` with ``size`` (a request) or ``reg`` (base and size of what
-         there is), ``numa-node-id``, ``/aliases``
+         there is), ``numa-node-id``, ``/aliases``; PCI devices of a live tree stand under the host
+         bridges at the root, in the PCI binding
 =======  ========================================================================================
 
 They describe the pool and nothing else. What the host keeps is what is below and between it; a warning
@@ -20,6 +21,7 @@ from zernel.devicetree.reading import Reader
 from zernel.devicetree.tree import Cells, Node, Property, Tree, WrongType
 from zernel.devicetree.units import format_cpus, format_size
 
+_BRIDGE = "multikernel,pci-host-bridge"
 _V1 = ("cpus", "memory-base", "memory-bytes")
 
 
@@ -49,6 +51,62 @@ def aliases(tree: Tree) -> dict[int, str]:
         if target is not None:
             names.setdefault(id(target), found.name)
     return names
+
+
+def is_bridge(node: Node) -> bool:
+    """Say whether a node of the root is a host bridge of a live tree."""
+    found = node.get("compatible")
+    try:
+        return found is not None and _BRIDGE in found.texts()
+    except WrongType:
+        return False
+
+
+def pci_devices(tree: Tree) -> list[tuple[Node, str]]:
+    """Return the PCI devices of a live tree, each with its address; raises `WrongType` for a malformed one.
+
+    Bus, device and function are in the first cell of ``reg``; what has no vendor is a bridge on the way down.
+    """
+    found = []
+    for bridge in tree.root.children:
+        if not is_bridge(bridge):
+            continue
+        number = bridge.get("linux,pci-domain")
+        domain = number.number() if number else 0
+        stack = list(bridge.children)
+        while stack:
+            node = stack.pop()
+            reg = node.get("reg")
+            if reg is None or node.get("vendor-id") is None:
+                stack += node.children
+                continue
+            cells = reg.numbers()
+            if not cells:
+                raise WrongType("must hold the address of a PCI device")
+            bus, slot, function = cells[0] >> 16 & 0xFF, cells[0] >> 11 & 0x1F, cells[0] >> 8 & 7
+            found.append((node, f"{domain:04x}:{bus:02x}:{slot:02x}.{function:x}"))
+    return sorted(found, key=lambda item: item[1])
+
+
+def pci_name(address: str) -> str:
+    """Return what the kernel calls the device with this PCI address, where it has no alias."""
+    return "pci_" + address.lower().replace(":", "_").replace(".", "_")
+
+
+def live_devices(reader: Reader, names: dict[int, str]) -> tuple[Device, ...]:
+    """Return the PCI devices of a live tree, with the aliases in ``names``."""
+    try:
+        found = pci_devices(reader.tree)
+    except WrongType as error:
+        reader.problem(
+            "bad-device",
+            f"A device below a host bridge {error}",
+            suggestion="Check that this tree is the kernel's own",
+        )
+        return ()
+    return tuple(
+        Device(names.get(id(node)) or pci_name(address), "pci", pci_id=address) for node, address in found
+    )
 
 
 def resources(reader: Reader, node: Node, devices: tuple[Device, ...]) -> Resources | None:

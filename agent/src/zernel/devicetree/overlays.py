@@ -9,10 +9,11 @@ remove.
 from __future__ import annotations
 
 from zernel.devicetree import kernel_forms
+from zernel.devicetree.free import first_fit, free_memory
 from zernel.devicetree.model import Device, DeviceUse, Instance, System
 from zernel.devicetree.reading import Interpretation, Reader, TooManyProblems
 from zernel.devicetree.tree import Node, Property, Tree
-from zernel.devicetree.units import device_use, format_cpus
+from zernel.devicetree.units import device_use, format_cpus, format_size
 
 _texts = Property.texts
 _ORDER = ("instance-create", "cpu-remove", "cpu-add", "device-remove", "device-add", "instance-remove")
@@ -41,7 +42,10 @@ class _Overlay(Reader):
         for fragment in self.tree.root.children:
             body = fragment.child("__overlay__")
             path = self.text(fragment, "target-path", ())
-            target = path.removeprefix("/instances/") if path and path.startswith("/instances/") else None
+            # v2's targets: /instances to create and remove, /instances/NAME to change one.
+            target = path.removeprefix("/instances").removeprefix("/") if path else None
+            if path and not path.startswith("/instances"):
+                target = None
             operations += [(node, target) for node in body.children] if body else []
         if not operations:
             self.problem("overlay-empty", "The overlay changes nothing", suggestion="Add an operation to it")
@@ -57,13 +61,14 @@ class _Overlay(Reader):
         known = [item for item in operations if item[0].base_name in _ORDER]
         for node, target in sorted(known, key=lambda item: _ORDER.index(item[0].base_name)):
             if node.base_name == "instance-create":
-                self.create(node)
+                self.create(node, placed=target is None)
             else:
                 self.change(node, target)
         system = System(self.resources, tuple(self.instances))
         return Interpretation(system, self.origins, self.problems, bool(self.instances), (), "overlay")
 
-    def create(self, node: Node) -> None:
+    def create(self, node: Node, *, placed: bool) -> None:
+        """Add the instance that it creates; not ``placed``: the kernel chooses where its memory is."""
         key = ("instances", len(self.instances))
         self.origins.lines[key] = node.line
         name = self.text(node, "instance-name", key)
@@ -81,7 +86,7 @@ class _Overlay(Reader):
             )
             return
         cpus = kernel_forms.cpus(self, owned, key, name)
-        memory = kernel_forms.memory(self, owned, key, name)
+        memory = kernel_forms.memory(self, owned, key, name) if placed else self.placed(owned, key, name)
         names = self.read(_texts, owned, "device-names", key, False, name) or ()
         if cpus is None or memory is None:
             return
@@ -92,9 +97,32 @@ class _Overlay(Reader):
         number = self.number(node, "id", key, subject=name)
         self.instances.append(Instance(name, number, cpus, *memory, devices, numa, affinity, policy))
 
+    def placed(self, owned: Node, key: tuple[str | int, ...], name: str) -> tuple[int, int] | None:
+        """Return a free place for the memory of an instance, as base and size; a problem where there is none.
+
+        Which one the kernel takes is not known before; that there is one is what can be validated.
+        """
+        size = self.number(owned, "memory-bytes", key, required=True, subject=name)
+        if size is None:
+            return None
+        gaps = free_memory(self.resources.memory, tuple(self.instances))
+        base = first_fit(gaps, size)
+        if base is None:
+            largest = max((end - start for start, end in gaps), default=0)
+            self.problem(
+                "not-enough-memory",
+                f"{format_size(size)} of memory cannot be given in one piece",
+                subject=name,
+                at=self.line_of(owned, "memory-bytes"),
+                explanation=f"Largest free block: {format_size(largest)}",
+                suggestion=f"Ask for {format_size(largest)} or less" if largest else "Free some memory first",
+            )
+            return None
+        return base, size
+
     def change(self, node: Node, target: str | None) -> None:
         key = "instance-name" if node.base_name == "instance-remove" else "mk,instance"
-        name = self.text(node, key, ()) or target
+        name = self.text(node, key, ()) or target or None
         index = next((at for at, found in enumerate(self.instances) if found.name == name), None)
         if index is None:
             self.problem(

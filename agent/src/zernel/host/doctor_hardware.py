@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import os
 import re
+from typing import TYPE_CHECKING
 
 from zernel.errors import ZernelError
 from zernel.gpu import libcuda as gpu_libcuda
 from zernel.host.doctor_host import Finding, Host, State
+
+if TYPE_CHECKING:
+    from zernel.multikernel.fs import MultikernelFs
 
 _NVIDIA = "0x10de"
 _DISPLAY_CLASS = "0x03"  # PCI base class of GPUs: VGA 0x0300, 3D 0x0302
@@ -94,8 +98,18 @@ def multikernel(host: Host) -> Finding:
         reason = ": ".join((problem.category, *problem.explanation))
         suggestion = "; ".join(filter(None, (problem.suggestion, problem.alternative)))
         return Finding(State.MISSING, reason, suggestion, details)
-    details |= {"mount": str(found.root), "simulated": found.simulated}
+    details |= {"mount": str(found.root), "simulated": found.simulated, "wire": _wire(found)}
     return Finding(State.OK, found.label or f"mounted at {found.root}", details=details)
+
+
+def _wire(found: MultikernelFs) -> str | None:
+    """Return the wire format that the kernel's tree tells; None where it tells none yet."""
+    from zernel.multikernel import live_tree
+
+    try:
+        return live_tree.form(found.baseline())
+    except OSError:
+        return None
 
 
 def _multikernel_by_files(host: Host) -> Finding:

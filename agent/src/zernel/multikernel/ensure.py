@@ -21,8 +21,8 @@ from zernel.multikernel.boot_files import BootFiles
 from zernel.multikernel.changes import Operation
 from zernel.multikernel.changes import operations as operations_of
 from zernel.multikernel.fs import MultikernelFs, Transaction
-from zernel.multikernel.overlay import V1
 from zernel.multikernel.transactions import Settled, change, labelling
+from zernel.multikernel.wire import Wire
 from zernel.record import Record
 
 STATES = ("present", "absent", "loaded", "started", "stopped")
@@ -68,7 +68,8 @@ class Ensured(Record):
     """What was done, or would be: the instance and its status before and after (None: not there).
 
     ``steps`` are the commands that lead there; ``operations`` is what an update among them asks of the
-    kernel, or it has ``replaced`` the instance by a new one. ``files`` are what is loaded.
+    kernel, or it has ``replaced`` the instance by a new one. ``placed`` is as in `operations.Outcome`.
+    ``files`` are what is loaded.
     """
 
     before: Instance | None
@@ -78,6 +79,7 @@ class Ensured(Record):
     steps: tuple[str, ...] = ()
     operations: tuple[Operation, ...] = ()
     replaced: bool = False
+    placed: bool = True
     transactions: tuple[Transaction, ...] = ()
     files: BootFiles | None = None
     warnings: tuple[Problem, ...] = ()
@@ -97,8 +99,7 @@ def ensured(fs: MultikernelFs, wish: Wish, *, dry_run: bool, root: Path = Path("
     speaks against it, and then nothing was changed; or with what a step met, and which were done before it.
     """
     with ExitStack() as stack:
-        wire = V1()
-        with change(fs, wire, dry_run) as (_, settled):
+        with change(fs, dry_run) as (wire, _, settled):
             planned = _Plan(fs, wire, wish, settled, root, stack).run()
         if not dry_run:
             with labelling(fs):
@@ -110,7 +111,7 @@ class _Plan:
     """Judges the way from what is there to what is wanted."""
 
     def __init__(
-        self, fs: MultikernelFs, wire: V1, wish: Wish, settled: Settled, root: Path, stack: ExitStack
+        self, fs: MultikernelFs, wire: Wire, wish: Wish, settled: Settled, root: Path, stack: ExitStack
     ) -> None:
         self.fs, self.wire, self.wish, self.settled = fs, wire, wish, settled
         self.root, self.stack = root, stack
@@ -155,6 +156,7 @@ class _Plan:
                     after=outcome.after,
                     status_after="ready",
                     steps=("create",),
+                    placed=outcome.placed,
                     warnings=outcome.warnings,
                 )
             if not self.wish.resources.given:
@@ -171,6 +173,7 @@ class _Plan:
             after=outcome.after,
             steps=("update",),
             replaced=outcome.replaced,
+            placed=outcome.placed,
             operations=() if outcome.replaced else tuple(operations_of(outcome.before, outcome.after)),
             warnings=outcome.warnings,
         )
@@ -278,7 +281,9 @@ def _step(fs: MultikernelFs, wish: Wish, verb: str, found: Ensured, root: Path) 
         transactions = (*found.transactions, *outcome.transactions)
         if verb == "delete":
             return found.but(transactions=transactions)
-        return found.but(after=outcome.after, status_after=outcome.status, transactions=transactions)
+        return found.but(
+            after=outcome.after, status_after=outcome.status, placed=True, transactions=transactions
+        )
     if verb == "load":
         assert found.files is not None
         result = lifecycle.load(fs, target, found.files, dry_run=False, ensure=True)

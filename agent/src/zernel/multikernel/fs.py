@@ -50,6 +50,16 @@ class MultikernelFs(Record):
             return None
         return f"SIMULATED: {self.root} is served by 'zernel simulate multikernel', no kernel is behind it"
 
+    @property
+    def cpuinfo(self) -> Path:
+        """Where the CPUs of this kernel's host are listed: /proc/cpuinfo, or the simulation's own."""
+        return self.root / "SIMULATED.cpuinfo" if self.simulated else Path("/proc/cpuinfo")
+
+    @property
+    def iomem(self) -> Path:
+        """Where this kernel lists memory: /proc/iomem, or the simulation's own."""
+        return self.root / "SIMULATED.iomem" if self.simulated else Path("/proc/iomem")
+
     # -- reading --------------------------------------------------------------------------------------------
 
     def baseline(self) -> bytes:

@@ -55,12 +55,17 @@ class Entry(Record):
         return f"zernel {self.action} {self.steps[0].name}" if alone else f"zernel {self.action}"
 
 
+def directory_of(root: Path) -> Path:
+    """Return where what Zernel knows of one multikernel file system is kept."""
+    state = Path(os.environ.get("ZERNEL_STATE_DIR") or "/var/lib/zernel")
+    return state / "multikernel" / (str(root).strip("/").replace("/", "-") or "root")
+
+
 class Journal:
     """The journal of one multikernel file system. Use it under its `lock`."""
 
     def __init__(self, root: Path) -> None:
-        state = Path(os.environ.get("ZERNEL_STATE_DIR") or "/var/lib/zernel")
-        self.directory = state / "multikernel" / (str(root).strip("/").replace("/", "-") or "root")
+        self.directory = directory_of(root)
         self.path = self.directory / "journal.json"
         self.done = self.directory / "history"
 

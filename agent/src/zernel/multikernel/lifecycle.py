@@ -20,9 +20,9 @@ from zernel.multikernel import kexec
 from zernel.multikernel.boot_files import BootFiles
 from zernel.multikernel.call_journal import CallJournal
 from zernel.multikernel.fs import MultikernelFs
-from zernel.multikernel.overlay import V1
 from zernel.multikernel.planning import not_there
 from zernel.multikernel.transactions import change
+from zernel.multikernel.wire import Wire
 from zernel.record import Record
 
 _SETTLE_SECONDS = 5
@@ -138,10 +138,10 @@ def _step(
     force: bool = False,
     files: BootFiles | tuple[Problem, ...] = (),
 ) -> Result:
-    with change(fs, V1(), dry_run) as (journal, settled):
+    with change(fs, dry_run) as (wire, journal, settled):
         problems = list(files) if isinstance(files, tuple) else []
         try:
-            found = _find(fs, target).but(notes=settled.notes)
+            found = _find(fs, wire, target).but(notes=settled.notes)
         except ZernelError as error:
             raise ZernelError(*problems, *error.problems) from error
         needed = not (ensure and found.before in step.done)
@@ -176,7 +176,7 @@ def _step(
 # -- looking ------------------------------------------------------------------------------------------------
 
 
-def _find(fs: MultikernelFs, target: Target) -> Result:
+def _find(fs: MultikernelFs, wire: Wire, target: Target) -> Result:
     """Return the instance as it is, unchanged; raises `ZernelError` when there is none."""
     names = fs.instance_names()
     if target.name is not None:
@@ -193,7 +193,7 @@ def _find(fs: MultikernelFs, target: Target) -> Result:
         except FileNotFoundError:
             continue  # it was deleted since its name was read
         if target.name is not None or number == target.id:
-            return Result(name, number, _resources(name, number, blob), status, status, changed=False)
+            return Result(name, number, _resources(wire, name, number, blob), status, status, changed=False)
         ids.append(f"{number} ({name})")
     if target.name is not None:
         raise not_there(target.name, fs.instance_names())
@@ -205,9 +205,9 @@ def _find(fs: MultikernelFs, target: Target) -> Result:
     )
 
 
-def _resources(name: str, number: int, blob: bytes) -> Instance | None:
+def _resources(wire: Wire, name: str, number: int, blob: bytes) -> Instance | None:
     try:
-        return V1().read_instance(name, number, blob) if blob else None
+        return wire.read_instance(name, number, blob) if blob else None
     except ZernelError:
         return None  # it can be stopped all the same
 

@@ -1,24 +1,27 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the commands that change instances do: look at the full state, plan, apply, verify.
 
-A plan is the same with and without ``dry_run``: only the last step, asking the kernel, is left out.
+A plan is the same with and without ``dry_run``: only the last step, asking the kernel, is left out. Where the
+kernel chooses an instance's memory, the plan's address is a stand-in, and what is returned after a change has
+the kernel's own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from zernel.devicetree.allocations import check_name
-from zernel.devicetree.model import Instance, Resources
+from zernel.devicetree.model import Instance
 from zernel.devicetree.validate import is_valid
-from zernel.errors import Problem, ZernelError, fail
+from zernel.errors import Problem, ZernelError
 from zernel.multikernel import planning, state, undoing
 from zernel.multikernel.changes import Step, same
 from zernel.multikernel.fs import MultikernelFs, Transaction
 from zernel.multikernel.journal import Entry, Journal
 from zernel.multikernel.ordering import order
-from zernel.multikernel.overlay import V1
 from zernel.multikernel.transactions import apply, change, made_by
+from zernel.multikernel.wire import Wire
 from zernel.record import Record
 
 
@@ -27,13 +30,15 @@ class Outcome(Record):
     transactions.
 
     ``notes`` say what was found of an earlier command that did not finish; ``replaced``, that the instance
-    was deleted and created anew.
+    was deleted and created anew. ``placed`` is False for a plan whose new instance gets its memory where the
+    kernel chooses.
     """
 
     before: Instance | None
     after: Instance | None
     status: str | None = None
     changed: bool = True
+    placed: bool = True
     transactions: tuple[Transaction, ...] = ()
     warnings: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
@@ -48,8 +53,7 @@ def create(
     With ``ensure``, an instance that already has exactly what is asked for is left alone. Raises
     `ZernelError`, and then there is no new instance.
     """
-    wire = V1()
-    with change(fs, wire, dry_run) as (journal, settled):
+    with change(fs, dry_run) as (wire, journal, settled):
         notes = settled.notes
         problems = check_name(request.name)
         if problems:
@@ -62,20 +66,25 @@ def create(
                 status = current.statuses[request.name]
                 return Outcome(existing, existing, status, changed=False, notes=notes)
             raise planning.exists(existing, by_interrupted=request.name in settled.created)
-        instance, problems = planning.plan(current.system, request, root)
+        wish = request.but(memory_base=None) if wire.places_memory else request
+        instance, problems = planning.plan(current.system, wish, root)
+        steps = [Step(None, instance)]
+        if wire.places_memory and request.memory_base is not None:
+            problems.append(planning.place_not_chosen(request.name))
+        problems += wire.refusals(steps, current.system.resources)
         if not is_valid(problems):
             raise ZernelError(*problems)
         outcome = Outcome(None, instance, warnings=tuple(problems), notes=notes)
         if journal is None:
-            return outcome
-        done = apply(fs, wire, journal, "create", [Step(None, instance)])
-        return outcome.but(transactions=done, status=fs.instance(instance.name)[1])
+            return outcome.but(placed=not wire.places_memory)
+        done = apply(fs, wire, journal, "create", steps)
+        (made,) = placed(fs, wire, steps)
+        return outcome.but(after=made.after, transactions=done, status=fs.instance(instance.name)[1])
 
 
 def delete(fs: MultikernelFs, name: str, *, dry_run: bool, ensure: bool) -> Outcome:
     """Delete an instance. With ``ensure``, one that is not there is no error."""
-    wire = V1()
-    with change(fs, wire, dry_run) as (journal, settled):
+    with change(fs, dry_run) as (wire, journal, settled):
         notes = settled.notes
         problems = check_name(name)
         if problems:
@@ -105,8 +114,7 @@ def update(fs: MultikernelFs, wish: planning.Update, *, dry_run: bool, root: Pat
 
     Raises `ZernelError`, and then the instance has what it had, or the error says what it has.
     """
-    wire = V1()
-    with change(fs, wire, dry_run) as (journal, settled):
+    with change(fs, dry_run) as (wire, journal, settled):
         problems = check_name(wish.name)
         if problems:
             raise ZernelError(*problems)
@@ -117,7 +125,12 @@ def update(fs: MultikernelFs, wish: planning.Update, *, dry_run: bool, root: Pat
         if wish.moves(existing):
             existing = state.with_wishes(fs, wire, existing)
         instances = tuple(existing if one.name == wish.name else one for one in current.system.instances)
+        moved = wire.places_memory and wish.memory_base not in (None, existing.memory_base)
+        if wire.places_memory:
+            wish = wish.but(memory_base=None)
         after, problems = planning.update(current.system.but(instances=instances), existing, wish, root)
+        if moved:
+            problems.append(planning.place_not_chosen(wish.name))
         target = tuple(after if one is existing else one for one in instances)
         resources, statuses = current.system.resources, current.statuses
         replaced, why = planning.replacements(instances, target, resources, statuses)
@@ -131,18 +144,24 @@ def update(fs: MultikernelFs, wish: planning.Update, *, dry_run: bool, root: Pat
         if not replaced and same(existing, after):
             return outcome.but(changed=False)
         steps = order(instances, target, replaced)
-        if problems := planning.check_busy(current.statuses, steps):
+        problems = planning.check_busy(current.statuses, steps)
+        if problems := problems + wire.refusals(steps, resources):
             raise ZernelError(*problems)
         if journal is None:
-            return outcome
-        return outcome.but(transactions=apply(fs, wire, journal, "update", steps))
+            return outcome.but(placed=not (replaced and wire.places_memory))
+        done = apply(fs, wire, journal, "update", steps)
+        return outcome.but(after=wire.expected(after, state.present(fs, wire, wish.name)), transactions=done)
 
 
 class Rollback(Record):
-    """What a rollback did: the change that it took back, and the steps that did it."""
+    """What a rollback did: the change that it took back, and the steps that did it.
+
+    ``placed``: see `Outcome`.
+    """
 
     change: Entry
     steps: tuple[Step, ...]
+    placed: bool = True
     transactions: tuple[Transaction, ...] = ()
     warnings: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
@@ -151,66 +170,34 @@ class Rollback(Record):
 def rollback(fs: MultikernelFs, transaction: int | None, *, dry_run: bool) -> Rollback:
     """Undo a change of ours: that of ``transaction``, or the last one that stands.
 
-    Kernels of the first version refuse to undo by rmdir, so the inverse overlays are written. Raises
-    `ZernelError` when the present state is not what the change left.
+    The inverse overlays are written, as `zernel.multikernel.transactions` says. Raises `ZernelError` when the
+    present state is not what the change left.
     """
-    wire = V1()
-    with change(fs, wire, dry_run) as (journal, settled):
+    with change(fs, dry_run) as (wire, journal, settled):
         current = state.load(fs, wire)
         history = [entry for entry in Journal(fs.root).history() if made_by(fs, entry)]
         entry = undoing.to_undo(history, transaction)
-        instances, problems = undoing.undone(current.system, entry)
+        instances, problems = undoing.undone(current.system, entry, wire)
         before, resources = current.system.instances, current.system.resources
         replaced, why = planning.replacements(before, instances, resources, current.statuses)
         problems += why
         if not is_valid(problems):
             raise ZernelError(*problems)
         steps = order(before, instances, replaced)
-        if busy := planning.check_busy(current.statuses, steps):
-            raise ZernelError(*busy)
+        if refusals := planning.check_busy(current.statuses, steps) + wire.refusals(steps, resources):
+            raise ZernelError(*refusals)
         found = Rollback(entry, tuple(steps), warnings=tuple(problems), notes=settled.notes)
         if journal is None:
-            return found
+            return found.but(placed=not wire.places_memory)
         done = apply(fs, wire, journal, "rollback", steps, undoes=entry.number)
-        return found.but(transactions=done)
+        return found.but(steps=placed(fs, wire, steps), transactions=done)
 
 
-def apply_baseline(
-    fs: MultikernelFs, resources: Resources, *, dry_run: bool
-) -> tuple[Resources | None, bool, tuple[str, ...]]:
-    """Hand a valid baseline to the kernel. Return the one before it, whether anything changed, and notes.
-
-    The notes say what was found of an earlier command that did not finish.
-    """
-    wire = V1()
-    with change(fs, wire, dry_run) as (journal, settled):
-        blob, current = wire.baseline(resources), fs.baseline()
-        before = state.baseline(fs, wire)
-        if current == blob or before == resources:
-            return before, False, settled.notes
-        names = fs.instance_names()
-        if names:
-            raise fail(
-                "baseline-in-use",
-                "The baseline cannot be replaced while there are instances",
-                explanation=f"Instances: {', '.join(names)}",
-                suggestion=f"Delete them first: zernel delete {names[0]}",
-            )
-        if journal is None:
-            return before, True, ()
-        try:
-            fs.write_baseline(blob)
-        except OSError as error:
-            raise fail(
-                "baseline-refused",
-                f"The kernel refused the baseline: {error.strerror}",
-                explanation="Nothing was changed: the kernel takes a baseline whole or not at all",
-                suggestion="Check that the memory pool lies within the kernel's mkkernel_pool= region",
-            ) from error
-        if state.baseline(fs, wire) != resources:
-            raise fail(
-                "baseline-not-verified",
-                "The kernel took the baseline and shows another one",
-                suggestion="Look at it with 'zernel show', and at the kernel log",
-            )
-        return before, True, settled.notes
+def placed(fs: MultikernelFs, wire: Wire, steps: Iterable[Step]) -> tuple[Step, ...]:
+    """Return steps that were done, with the places that the kernel chose for the memory of new instances."""
+    return tuple(
+        Step(None, wire.expected(step.after, state.present(fs, wire, step.name)))
+        if step.before is None and wire.places_memory
+        else step
+        for step in steps
+    )

@@ -221,6 +221,17 @@ def require_equal(existing: Instance, request: Request) -> None:
         )
 
 
+def place_not_chosen(name: str) -> Problem:
+    """Return the problem of an address that was asked for, where the kernel chooses it."""
+    return Problem(
+        "memory-base-not-chosen",
+        "Where an instance's memory is cannot be asked for on this kernel",
+        subject=name,
+        explanation=("This kernel (wire format v2) places the memory itself, and takes no address",),
+        suggestion="Leave the memory's base out; --numa-nodes says on which NUMA node it should be",
+    )
+
+
 def not_there(name: str, names: list[str]) -> ZernelError:
     """Return the error for an instance that does not exist."""
     from difflib import get_close_matches

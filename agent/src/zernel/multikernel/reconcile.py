@@ -17,8 +17,8 @@ from zernel.multikernel import allocate, planning, state
 from zernel.multikernel.changes import Step, check_in_place, same
 from zernel.multikernel.desired import Declaration
 from zernel.multikernel.fs import MultikernelFs, Transaction
+from zernel.multikernel.operations import placed
 from zernel.multikernel.ordering import order
-from zernel.multikernel.overlay import V1
 from zernel.multikernel.transactions import apply, change
 from zernel.record import Record
 from zernel.topology import locate_devices
@@ -40,6 +40,7 @@ _PROPERTIES = {
 """The keys of a declaration, and what the rules for instances call them."""
 
 _ABOUT = {
+    "memory-base-not-chosen": "memory_base",
     "memory-cannot-grow": "memory",
     "not-enough-cpus": "cpu_count",
     "not-enough-memory": "memory",
@@ -50,7 +51,8 @@ _ABOUT = {
 class Reconciled(Record):
     """What was done: the instances before and after, by name, and what differs, one step an instance.
 
-    ``undeclared`` are instances that no file names and that were left alone.
+    ``undeclared`` are instances that no file names and that were left alone. ``placed`` is False for a plan
+    whose new instances get their memory where the kernel chooses.
     """
 
     before: tuple[Instance, ...]
@@ -58,6 +60,7 @@ class Reconciled(Record):
     steps: tuple[Step, ...]
     undeclared: tuple[str, ...]
     statuses: dict[str, str]
+    placed: bool = True
     transactions: tuple[Transaction, ...] = ()
     warnings: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
@@ -76,8 +79,7 @@ def reconcile(
     ``root`` is where sys/ is, which tells of the host's cores. Raises `ZernelError`, and then all is as it
     was, or the error says what is not.
     """
-    wire = V1()
-    with change(fs, wire, dry_run) as (journal, settled):
+    with change(fs, dry_run) as (wire, journal, settled):
         current = state.load(fs, wire)
         wishing = {one.name for one in declarations if one.request.wished}
         before = tuple(
@@ -90,22 +92,31 @@ def reconcile(
         resources = current.system.resources
         target = _Target(System(resources, base), declarations, root)
         after, problems = target.run()
+        if wire.places_memory:
+            for one in declarations:
+                if one.name not in target.there and one.request.memory_base is not None:
+                    target.add(one, [planning.place_not_chosen(one.name)])
         replaced, why = planning.replacements(before, after, resources, current.statuses)
         problems += target.placed(why)
         if not is_valid(problems):
             raise ZernelError(*problems)
         steps = order(before, after, replaced)
-        if busy := planning.check_busy(current.statuses, steps):
-            raise ZernelError(*busy)
+        if refusals := planning.check_busy(current.statuses, steps) + wire.refusals(steps, resources):
+            raise ZernelError(*refusals)
         done: tuple[Transaction, ...] = ()
+        net = _net(before, after, replaced)
         if steps and journal is not None:
             done = apply(fs, wire, journal, "apply", steps)
+            net = placed(fs, wire, net)
+            made = {step.name: step.after for step in net if step.before is None and step.after is not None}
+            after = tuple(made.get(one.name, one) for one in after)
         return Reconciled(
             before,
             after,
-            _net(before, after, replaced),
+            net,
             () if prune else others,
             {name: fs.instance(name)[1] for name in fs.instance_names()} if done else current.statuses,
+            journal is not None or not wire.places_memory,
             done,
             tuple(problems),
             settled.notes,

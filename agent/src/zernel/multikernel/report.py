@@ -104,12 +104,18 @@ def percent(part: int, whole: int) -> str:
     return f"{round(100 * part / whole) if whole else 0}%"
 
 
-def instance_lines(instance: Instance, status: str | None) -> list[str]:
+def memory_text(instance: Instance, *, placed: bool = True) -> str:
+    """Return an instance's memory for a person; not ``placed``: the kernel has yet to choose where."""
+    where = f"at {instance.memory_base:#x}" if placed else "(the kernel chooses where)"
+    return f"{format_size(instance.memory_bytes)} {where}"
+
+
+def instance_lines(instance: Instance, status: str | None, *, placed: bool = True) -> list[str]:
     """Return an instance as text."""
     lines = [f"Instance {instance.name}" + (f" ({status})" if status else "")]
     lines.append(f"  ID: {instance.id}")
     lines.append(f"  CPUs: {format_cpus(instance.cpus)} ({len(instance.cpus)})")
-    lines.append(f"  Memory: {format_size(instance.memory_bytes)} at {instance.memory_base:#x}")
+    lines.append(f"  Memory: {memory_text(instance, placed=placed)}")
     if instance.devices:
         lines.append(f"  Devices: {', '.join(map(str, instance.devices))}")
     return lines + wish_lines(instance)
@@ -143,8 +149,11 @@ def report_data(
     }
 
 
-def hardware_data(resources: Resources) -> dict[str, Any]:
-    """Return the inventory for JSON and YAML."""
+def hardware_data(resources: Resources, *, placed: bool = True) -> dict[str, Any]:
+    """Return the inventory for JSON and YAML.
+
+    ``memory_pool_base`` is None where it is not ``placed``: the kernel has yet to choose.
+    """
     cpus, memory = resources.cpus, resources.memory
     return {
         "cpus": {
@@ -155,7 +164,7 @@ def hardware_data(resources: Resources) -> dict[str, Any]:
         "memory": {
             "total_bytes": memory.total_bytes,
             "host_reserved_bytes": memory.host_reserved_bytes,
-            "memory_pool_base": memory.pool_base,
+            "memory_pool_base": memory.pool_base if placed else None,
             "memory_pool_bytes": memory.pool_bytes,
         },
         "devices": {device.name: _device_data(device) for device in resources.devices},
@@ -188,14 +197,17 @@ def _device_data(device: Device) -> dict[str, Any]:
     }
 
 
-def instance_data(instance: Instance, status: str | None = None) -> dict[str, Any]:
-    """Return an instance for JSON and YAML; ``status`` is the kernel's word for it, where there is one."""
+def instance_data(instance: Instance, status: str | None = None, *, placed: bool = True) -> dict[str, Any]:
+    """Return an instance for JSON and YAML; ``status`` is the kernel's word for it, where there is one.
+
+    ``memory_base`` is None where it is not ``placed``: the kernel has yet to choose.
+    """
     return {
         "name": instance.name,
         "id": instance.id,
         "status": status,
         "cpus": list(instance.cpus),
-        "memory_base": instance.memory_base,
+        "memory_base": instance.memory_base if placed else None,
         "memory_bytes": instance.memory_bytes,
         "devices": [str(use) for use in instance.devices],
         "numa_nodes": list(instance.numa_nodes),

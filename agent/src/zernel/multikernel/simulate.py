@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The behaviour of the multikernel file system (v1) without a kernel behind it.
+"""The multikernel file system without a kernel behind it: what both versions of the interface have in common.
 
-It follows what is known of the kernel's first version: one write per blob, `device_tree` replaced
-as a whole, ``overlays/new`` where **an operation that fails still makes a successful write** and leaves a
-transaction with ``status`` "failed", first transaction id 2, EPERM for mkdir and for rmdir of a transaction.
-Where the kernel's behaviour is not known (the content of an instance's ``device_tree`` and of a transaction's
-``resources``), it keeps to the overlay's own properties. All state is in memory and ends with the mount.
+It follows what is known of the kernels: one write per blob, ``overlays/new`` where **an operation that fails
+still makes a successful write** and leaves a transaction with ``status`` "failed", its earlier operations
+done, first transaction id 2, EPERM for mkdir. What differs is in `zernel.multikernel.simulate_v1` and
+`zernel.multikernel.simulate_v2`. All state is in memory and ends with the mount.
 
 Faults can be queued to test what a program does when the kernel misbehaves; see `FAULTS`.
 """
@@ -16,19 +15,21 @@ import errno
 import os
 import stat
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from zernel.devicetree import fdt
 from zernel.devicetree.model import MAX_INSTANCE_ID, PAGE_BYTES
-from zernel.devicetree.tree import Node, Property, Tree, WrongType
-from zernel.devicetree.units import device_use, format_cpus
+from zernel.devicetree.tree import Node, Property, WrongType
 from zernel.errors import ZernelError
 from zernel.multikernel import simulated_kexec
 from zernel.multikernel.fuse import MAX_WRITE
 from zernel.multikernel.kexec import CONTROL
-from zernel.multikernel.overlay import OVERLAY_COMPATIBLE
-from zernel.multikernel.simulate_updates import ORDER, UPDATES, Refused, changed
+from zernel.multikernel.simulate_operations import ORDER, Refused
+from zernel.multikernel.simulated_kexec import refused
+from zernel.multikernel.wire import OVERLAY_COMPATIBLE
 
 SOURCE = "zernel-simulated"
 """The mount's source; its type is ``fuse.zernel-simulated``. Nobody can take it for a kernel's."""
@@ -46,45 +47,25 @@ OVERLAY_FAULTS = {
     "lost": "the next overlay's write succeeds and has no effect: no transaction appears",
     "slow": "the next overlay's write takes a second",
 }
-FAULTS = OVERLAY_FAULTS | simulated_kexec.FAULTS
+UNDO_FAULTS = {
+    "undo-fails": "version 2: the next rmdir of a transaction fails after its first inverse operation"
+}
+FAULTS = OVERLAY_FAULTS | UNDO_FAULTS | simulated_kexec.FAULTS
 _NOTICE = b"This file system is SIMULATED by 'zernel simulate multikernel'. No kernel is behind it.\n"
 _FIRST_TRANSACTION = 2
-_WISHES = ("numa-nodes", "cpu-affinity", "memory-policy")
-"""Kept and shown as they were written; who placed the instance has heeded them."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class SimulatedInstance:
-    """An instance: what its overlay gave it."""
+    """An instance: what both versions know of it."""
 
     name: str
     id: int
     cpus: tuple[int, ...]
-    memory_base: int
-    memory_bytes: int
-    devices: tuple[str, ...]
+    devices: tuple[str, ...] = ()
     wishes: tuple[Property, ...] = ()
+    """NUMA nodes and policies, kept and shown as they were written."""
     status: str = "ready"
-
-    def blob(self) -> bytes:
-        """Return the content of ``instances/NAME/device_tree``."""
-        resources = Node(
-            "resources",
-            properties=[
-                Property("cpus", (fdt.u64(*self.cpus),)),
-                Property("memory-base", (fdt.u64(self.memory_base),)),
-                Property("memory-bytes", (fdt.u64(self.memory_bytes),)),
-            ],
-        )
-        if self.devices:
-            resources.properties.append(Property("device-names", (fdt.strings(*self.devices),)))
-        resources.properties += self.wishes
-        properties = [
-            Property("compatible", ("linux,multikernel-instance",)),
-            Property("instance-name", (self.name,)),
-            Property("id", (fdt.u32(self.id),)),
-        ]
-        return fdt.write(Tree(Node("/", properties=properties, children=[resources])))
 
 
 @dataclass(slots=True)
@@ -96,32 +77,49 @@ class SimulatedTransaction:
     instance: str
     resources: str
     dtbo: bytes
+    operations: list[tuple[str, Node]] = field(default_factory=list)
+    """Each with its target; kept by kernels that undo."""
 
 
-@dataclass(slots=True)
-class _Pool:
-    cpus: frozenset[int] = frozenset()
-    base: int = 0
-    size: int = 0
-    devices: frozenset[str] = frozenset()
-    addresses: dict[str, str] = field(default_factory=dict)
-    """Devices by their PCI address."""
-
-
-@dataclass(slots=True)
-class SimulatedMultikernel:
+class SimulatedMultikernel(ABC):
     """The file system's content and behaviour, for `zernel.multikernel.fuse`."""
 
-    faults: list[str] = field(default_factory=list)
-    baseline: bytes = b""
-    pool: _Pool | None = None
-    instances: dict[str, SimulatedInstance] = field(default_factory=dict)
-    transactions: dict[int, SimulatedTransaction] = field(default_factory=dict)
-    writes: dict[int, bytearray] = field(default_factory=dict)
-    kexec: simulated_kexec.SimulatedKexec = field(init=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self, faults: list[str] | None = None) -> None:
+        self.faults: list[str] = [] if faults is None else faults
+        self.transactions: dict[int, SimulatedTransaction] = {}
+        self.writes: dict[int, bytearray] = {}
         self.kexec = simulated_kexec.SimulatedKexec(self.faults, self.instances)
+
+    # -- what a version is ----------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def instances(self) -> Mapping[str, SimulatedInstance]:
+        """The instances there are, by name."""
+
+    @abstractmethod
+    def root_files(self) -> dict[str, Callable[[], bytes]]:
+        """Return what makes the files of the root that this version has, ``device_tree`` among them."""
+
+    @abstractmethod
+    def instance_tree(self, name: str) -> bytes:
+        """Return the content of ``instances/NAME/device_tree``."""
+
+    @abstractmethod
+    def set_baseline(self, blob: bytes, root: Node) -> None:
+        """Take a baseline; raises `Refused` for one that is malformed, OSError for another error."""
+
+    @abstractmethod
+    def operations(self, root: Node) -> list[tuple[str, Node]]:
+        """Return an overlay's operations, each with its fragment's target; raises `Refused` for none."""
+
+    @abstractmethod
+    def operate(self, target: str, operation: Node, transaction: SimulatedTransaction) -> None:
+        """Carry out one operation; raises `Refused`, and then it has done nothing."""
+
+    @abstractmethod
+    def undo(self, transaction: SimulatedTransaction) -> None:
+        """Undo a transaction by rmdir of its directory; raises OSError."""
 
     # -- what the file system server asks -------------------------------------------------------------------
 
@@ -151,15 +149,13 @@ class SimulatedMultikernel:
         """Return a directory's names or a file's content."""
         match path.parts[1:]:
             case ():
-                return ["SIMULATED", CONTROL, KERNELS, "device_tree", "instances", "overlays"]
+                return ["SIMULATED", CONTROL, KERNELS, *self.root_files(), "instances", "overlays"]
             case ("SIMULATED",):
                 return _NOTICE
             case (name,) if name == CONTROL:
                 return b""
             case (name,) if name == KERNELS:
                 return self.kexec.report()
-            case ("device_tree",):
-                return self.baseline
             case ("overlays",):
                 return ["new", *(f"tx_{number}" for number in self.transactions)]
             case ("overlays", "new"):
@@ -174,7 +170,9 @@ class SimulatedMultikernel:
             case ("instances", name) if name in self.instances:
                 return ["device_tree", "id", "status"]
             case ("instances", name, file) if name in self.instances:
-                return _file(_instance_files(self.instances[name]), file)
+                return _file(self.instance_files(self.instances[name]), file)
+            case (name,) if name in self.root_files():
+                return self.root_files()[name]()
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     def transaction(self, name: str) -> SimulatedTransaction:
@@ -189,10 +187,23 @@ class SimulatedMultikernel:
         """Refuse, as kernfs does: instances are made by overlays."""
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
+    def instance_files(self, instance: SimulatedInstance) -> dict[str, bytes]:
+        return {
+            "id": f"{instance.id}\n".encode(),
+            "status": f"{instance.status}\n".encode(),
+            "device_tree": self.instance_tree(instance.name),
+        }
+
     def rmdir(self, path: PurePosixPath) -> None:
-        """Refuse: v1 has no undo by rmdir."""
+        """Undo a transaction, where the version has that; refuse anything else."""
         self.node(path)
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        match path.parts[1:]:
+            case ("overlays", name) if name != "new":
+                transaction = self.transaction(name)
+                self.undo(transaction)
+                del self.transactions[transaction.id]
+            case _:
+                raise refused(errno.EPERM)
 
     def release(self, handle: int) -> None:
         """Forget what an open file has buffered."""
@@ -240,7 +251,7 @@ class SimulatedMultikernel:
         if fault == "slow":
             time.sleep(1)
         if name == "/device_tree":
-            self.set_baseline(blob)
+            self.take_baseline(blob)
         elif fault != "lost":
             self.apply(blob, fault)
         return len(data)
@@ -254,53 +265,39 @@ class SimulatedMultikernel:
 
     # -- what the kernel does -------------------------------------------------------------------------------
 
-    def set_baseline(self, blob: bytes) -> None:
-        """Replace the pool; EINVAL for a malformed one, EBUSY while instances own parts of the old one."""
+    def take_baseline(self, blob: bytes) -> None:
+        """Hand a blob to the version; EINVAL for a malformed one."""
         try:
             root = fdt.read(blob, "device_tree").root
             instances = root.child("instances")
-            resources = root.child("resources")
-            if resources is None or (instances is not None and instances.children):
+            if root.child("resources") is None or (instances is not None and instances.children):
                 raise Refused("no resources, or instances")
-            devices = (resources.child("devices") or Node("")).children
-            pool = _Pool(
-                frozenset(_wide(resources, "cpus")),
-                _wide_one(resources, "memory-base"),
-                _wide_one(resources, "memory-bytes"),
-                frozenset(node.name for node in devices),
-                {found.text(): node.name for node in devices if (found := node.get("pci-id"))},
-            )
-            misaligned = (pool.base | pool.size) % PAGE_BYTES
-            if not pool.cpus or not pool.size or misaligned or pool.base + pool.size > 1 << 64:
-                raise Refused("bad pool")
+            self.set_baseline(blob, root)
         except (Refused, WrongType, ZernelError):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL)) from None
-        if self.instances:
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-        self.baseline, self.pool = blob, pool
+            raise refused(errno.EINVAL) from None
 
     def apply(self, blob: bytes, fault: str | None) -> None:
         """Apply an overlay. EINVAL for a blob that is no overlay; else a transaction, applied or failed."""
         try:
             root = fdt.read(blob, "overlay").root
             compatible = root.get("compatible")
-            fragment = root.child("fragment@0")
-            content = fragment.child("__overlay__") if fragment else None
-            if compatible is None or OVERLAY_COMPATIBLE not in compatible.texts() or content is None:
+            if compatible is None or OVERLAY_COMPATIBLE not in compatible.texts():
                 raise Refused("no overlay")
+            operations = self.operations(root)
         except (Refused, WrongType, ZernelError):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL)) from None
+            raise refused(errno.EINVAL) from None
+        # In the kernel's order, whatever the overlay's own order is.
+        operations.sort(key=lambda item: ORDER.get(item[1].base_name, 0))
         number = max(self.transactions, default=_FIRST_TRANSACTION - 1) + 1
-        transaction = SimulatedTransaction(number, "pending", "", "", blob)
+        transaction = SimulatedTransaction(number, "pending", "", "", blob, operations)
         self.transactions[number] = transaction
         try:
             if fault == "failed":
                 raise Refused("fault injected")
-            if not content.children:
+            if not operations:
                 raise Refused("no operation")
-            # In the kernel's order, whatever the overlay's own order is.
-            for operation in sorted(content.children, key=lambda node: ORDER.get(node.base_name, 0)):
-                self.operate(operation, transaction)
+            for target, operation in operations:
+                self.operate(target, operation, transaction)
                 if fault == "midway":
                     raise Refused("fault injected after the first operation")
             if fault == "partial":
@@ -309,50 +306,8 @@ class SimulatedMultikernel:
         except (Refused, WrongType):
             transaction.status = "failed"
 
-    def operate(self, operation: Node, transaction: SimulatedTransaction) -> None:
-        update = operation.base_name in UPDATES
-        name = _text(operation, "mk,instance" if update else "instance-name")
-        transaction.instance = name
-        if operation.base_name == "instance-create":
-            instance = self.create(name, operation)
-            transaction.resources = (
-                f"cpus={format_cpus(instance.cpus)}"
-                f" memory-base={instance.memory_base:#x} memory-bytes={instance.memory_bytes:#x}"
-            )
-        elif operation.base_name == "instance-remove":
-            found = self.instances.get(name)
-            if found is None or found.status != "ready":
-                raise Refused(f"{name} is not there, or busy")
-            del self.instances[name]
-        elif update:
-            if self.pool is None or name not in self.instances:
-                raise Refused(f"{name} is not there")
-            instance = changed(self.instances[name], operation, self.pool.addresses)
-            self.check_free(instance, self.pool)
-            self.instances[name] = instance
-            transaction.resources = f"{transaction.resources} {operation.base_name}".strip()
-        else:
-            raise Refused(f"unknown operation {operation.name}")
-
-    def create(self, name: str, operation: Node) -> SimulatedInstance:
-        resources = operation.child("resources")
-        if self.pool is None or resources is None or name in self.instances or not name or "/" in name:
-            raise Refused(f"cannot create {name}")
-        names = resources.get("device-names")
-        instance = SimulatedInstance(
-            name,
-            self.choose_id(operation.get("id")),
-            _wide(resources, "cpus"),
-            _wide_one(resources, "memory-base"),
-            _wide_one(resources, "memory-bytes"),
-            names.texts() if names else (),
-            tuple(found for found in resources.properties if found.name in _WISHES),
-        )
-        self.check_free(instance, self.pool)
-        self.instances[name] = instance
-        return instance
-
     def choose_id(self, wanted: Property | None) -> int:
+        """Return the id for a new instance; raises `Refused` when it is taken or none."""
         taken = {instance.id for instance in self.instances.values()}
         if wanted is None:
             return next(number for number in range(1, MAX_INSTANCE_ID + 1) if number not in taken)
@@ -360,24 +315,6 @@ class SimulatedMultikernel:
         if not 1 <= number <= MAX_INSTANCE_ID or number in taken:
             raise Refused(f"id {number}")
         return number
-
-    def check_free(self, instance: SimulatedInstance, pool: _Pool) -> None:
-        cpus = set(instance.cpus)
-        if not cpus or len(cpus) != len(instance.cpus) or not cpus <= pool.cpus:
-            raise Refused("cpus")
-        start, end = instance.memory_base, instance.memory_base + instance.memory_bytes
-        if (start | end) % PAGE_BYTES or start == end or start < pool.base or end > pool.base + pool.size:
-            raise Refused("memory")
-        for device in instance.devices:
-            use = device_use(device)
-            if device not in pool.devices and (use is None or use.device not in pool.devices):
-                raise Refused(f"device {device}")
-        for other in self.instances.values():
-            if other.name == instance.name:
-                continue
-            shares_memory = start < other.memory_base + other.memory_bytes and other.memory_base < end
-            if shares_memory or cpus.intersection(other.cpus) or set(instance.devices) & set(other.devices):
-                raise Refused(f"shared with {other.name}")
 
 
 def _file(files: dict[str, bytes], name: str) -> bytes:
@@ -396,30 +333,9 @@ def _transaction_files(transaction: SimulatedTransaction) -> dict[str, bytes]:
     }
 
 
-def _instance_files(instance: SimulatedInstance) -> dict[str, bytes]:
-    return {
-        "id": f"{instance.id}\n".encode(),
-        "status": f"{instance.status}\n".encode(),
-        "device_tree": instance.blob(),
-    }
+def simulated(version: int, faults: list[str]) -> SimulatedMultikernel:
+    """Return a simulation of the first or second version of the interface, with ``faults`` in its queue."""
+    from zernel.multikernel.simulate_v1 import SimulatedV1
+    from zernel.multikernel.simulate_v2 import SimulatedV2
 
-
-def _wide(node: Node, name: str) -> tuple[int, ...]:
-    found = node.get(name)
-    if found is None:
-        raise Refused(f"no {name}")
-    return found.wide_numbers()
-
-
-def _wide_one(node: Node, name: str) -> int:
-    numbers = _wide(node, name)
-    if len(numbers) != 1:
-        raise Refused(f"{name} holds {len(numbers)} numbers")
-    return numbers[0]
-
-
-def _text(node: Node, name: str) -> str:
-    found = node.get(name)
-    if found is None:
-        raise Refused(f"no {name}")
-    return found.text()
+    return SimulatedV1(faults) if version == 1 else SimulatedV2(faults)

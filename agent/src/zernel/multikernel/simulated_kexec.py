@@ -13,6 +13,7 @@ import json
 import os
 import stat
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,7 @@ class SimulatedKexec:
     """The calls, on the instances of the simulation. ``faults`` is the simulation's queue."""
 
     faults: list[str]
-    instances: dict[str, SimulatedInstance]
+    instances: Mapping[str, SimulatedInstance]
     loaded: dict[str, Loaded] = field(default_factory=dict)
     numbers: kexec.Numbers = field(default_factory=lambda: kexec.numbers_of(os.uname().machine))
 

@@ -6,14 +6,14 @@ from __future__ import annotations
 from zernel.devicetree.model import Instance, Resources, System
 from zernel.errors import ZernelError, fail
 from zernel.multikernel.fs import MultikernelFs
-from zernel.multikernel.overlay import V1
+from zernel.multikernel.wire import Wire, wished
 from zernel.record import Record
 
 
 class State(Record):
     """Baseline and instances as read from the kernel, and each instance's status by name.
 
-    ``complete`` is False when the baseline was written by another program and holds the pool only.
+    ``complete`` is False when the baseline was applied by another program, and only the pool is known.
     """
 
     system: System
@@ -25,7 +25,7 @@ class State(Record):
         return next((found for found in self.system.instances if found.name == name), None)
 
 
-def load(fs: MultikernelFs, wire: V1) -> State:
+def load(fs: MultikernelFs, wire: Wire) -> State:
     """Read the full state; raises `ZernelError` when there is no baseline or when it cannot be understood."""
     blob = fs.baseline()
     if not blob:
@@ -57,7 +57,7 @@ def load(fs: MultikernelFs, wire: V1) -> State:
     return State(System(resources, tuple(instances)), statuses, complete)
 
 
-def present(fs: MultikernelFs, wire: V1, name: str) -> Instance | None:
+def present(fs: MultikernelFs, wire: Wire, name: str) -> Instance | None:
     """Return the instance called ``name``, or None when it is not there.
 
     One whose resources cannot be read has none here: it is there, and equal to nothing that a plan leads to.
@@ -70,26 +70,23 @@ def present(fs: MultikernelFs, wire: V1, name: str) -> Instance | None:
     return _read(fs, wire, name, number, tree, resources) or Instance(name, number, (), 0, 0)
 
 
-def with_wishes(fs: MultikernelFs, wire: V1, instance: Instance) -> Instance:
+def with_wishes(fs: MultikernelFs, wire: Wire, instance: Instance) -> Instance:
     """Return the instance with the NUMA nodes and policies that it was created with, where the kernel shows
     none: kernels are not known to keep them, and the overlay tells."""
     if instance.numa_nodes or instance.cpu_affinity is not None or instance.memory_policy is not None:
         return instance
     for number in sorted(fs.transactions(), reverse=True):
         made = fs.transaction(number)
-        if made is None or made.instance != instance.name or made.status != "applied":
+        if made is None or made.status != "applied":
             continue
-        created = wire.read_instance(instance.name, instance.id or 0, made.dtbo)
-        if created is not None:
-            return instance.but(
-                numa_nodes=created.numa_nodes,
-                cpu_affinity=created.cpu_affinity,
-                memory_policy=created.memory_policy,
-            )
+        if instance.name in wire.concerns(made.instance, made.dtbo):
+            created = wished(instance, made.dtbo)
+            if created is not None:
+                return created
     return instance
 
 
-def baseline(fs: MultikernelFs, wire: V1) -> Resources | None:
+def baseline(fs: MultikernelFs, wire: Wire) -> Resources | None:
     """Return the inventory that the kernel holds, or None when there is none that is understood."""
     blob = fs.baseline()
     if not blob:
@@ -101,7 +98,7 @@ def baseline(fs: MultikernelFs, wire: V1) -> Resources | None:
 
 
 def _read(
-    fs: MultikernelFs, wire: V1, name: str, number: int, tree: bytes, resources: Resources | None
+    fs: MultikernelFs, wire: Wire, name: str, number: int, tree: bytes, resources: Resources | None
 ) -> Instance | None:
     """Return the instance from its ``device_tree``, or for kernels that do not show it there, from what the
     applied overlays gave it, oldest first."""
@@ -112,7 +109,7 @@ def _read(
         transaction = fs.transaction(transaction_id)
         if transaction is None or transaction.instance != name or transaction.status != "applied":
             continue
-        created = wire.read_instance(name, number, transaction.dtbo)
+        created = wire.created_by(name, number, transaction.dtbo)
         if created is not None:
             instance = created
         elif instance is not None and resources is not None:

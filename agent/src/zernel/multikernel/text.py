@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from zernel.devicetree.units import format_cpus, format_size
+from zernel.devicetree.units import format_cpus
 from zernel.errors import Problem
 from zernel.multikernel import report
 from zernel.multikernel.changes import Step, operations
@@ -31,7 +31,9 @@ def change_data(outcome: Outcome, fs: MultikernelFs, *, dry_run: bool, status: s
         "dry_run": dry_run,
         "simulated": fs.simulated,
         "before": report.instance_data(outcome.before, outcome.status) if outcome.before else None,
-        "after": report.instance_data(outcome.after, outcome.status) if outcome.after else None,
+        "after": report.instance_data(outcome.after, outcome.status, placed=outcome.placed)
+        if outcome.after
+        else None,
         "transaction": transactions[-1] if transactions else None,
         "warnings": [problem.as_dict() for problem in outcome.warnings],
         "notes": list(outcome.notes),
@@ -58,11 +60,15 @@ def transaction_data(transaction: Transaction) -> dict[str, Any]:
     return {"id": transaction.id, "status": transaction.status}
 
 
-def step_lines(step: Step) -> list[str]:
-    """Return what a step does as text, one line for each operation of an update."""
+def step_lines(step: Step, *, placed: bool = True) -> list[str]:
+    """Return what a step does as text, one line for each operation of an update.
+
+    ``placed`` is False for a plan on a kernel that chooses where the memory of a new instance is.
+    """
     found = step.before if step.after is None else step.after
     assert found is not None
-    owns = f"CPUs {format_cpus(found.cpus)}, {format_size(found.memory_bytes)} at {found.memory_base:#x}"
+    memory = report.memory_text(found, placed=placed or step.before is not None)
+    owns = f"CPUs {format_cpus(found.cpus)}, {memory}"
     if found.devices:
         owns += f", {', '.join(map(str, found.devices))}"
     lines = [f"  {step.verb} {step.name}: {owns}"]
@@ -71,13 +77,18 @@ def step_lines(step: Step) -> list[str]:
     return lines
 
 
-def step_data(step: Step) -> dict[str, Any]:
-    """Return a step for JSON and YAML; ``operations`` is empty but for an update."""
+def step_data(step: Step, *, placed: bool = True) -> dict[str, Any]:
+    """Return a step for JSON and YAML; ``operations`` is empty but for an update.
+
+    ``placed``: see `step_lines`.
+    """
     found = operations(step.before, step.after) if step.before and step.after else []
     return {
         "action": step.verb,
         "instance": step.name,
         "before": report.instance_data(step.before) if step.before else None,
-        "after": report.instance_data(step.after) if step.after else None,
+        "after": report.instance_data(step.after, placed=placed or step.before is not None)
+        if step.after
+        else None,
         "operations": [one.as_dict() for one in found],
     }

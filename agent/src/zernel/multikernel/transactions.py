@@ -5,6 +5,10 @@ A change is a list of steps, one overlay each, and is done as a whole or not at 
 overlay made is found by comparing what was there before and by the overlay's own bytes, never by taking the
 highest number: other programs write overlays too. What has to be undone is told by the state that the kernel
 shows, so that undoing can itself be interrupted anywhere and taken up again.
+
+Undoing writes inverse overlays, and never removes the directory of a transaction: kernels of the first
+version refuse that, and those of the second undo by it what a failed transaction never did, which may be
+another's.
 """
 
 from __future__ import annotations
@@ -21,7 +25,9 @@ from zernel.multikernel.call_journal import CallJournal
 from zernel.multikernel.changes import Step, same, within
 from zernel.multikernel.fs import MultikernelFs, Transaction, labelled
 from zernel.multikernel.journal import Entry, Journal
-from zernel.multikernel.overlay import V1
+from zernel.multikernel.pool import settle as settle_pool
+from zernel.multikernel.wire import Wire
+from zernel.multikernel.wire_probe import wire_for
 from zernel.record import Record
 
 _KERNEL_LOG = "journalctl -k -g multikernel"
@@ -37,8 +43,8 @@ class Settled(Record):
 
 
 @contextmanager
-def change(fs: MultikernelFs, wire: V1, dry_run: bool) -> Iterator[tuple[Journal | None, Settled]]:
-    """Hold the lock and settle what was left, unless nothing will be written.
+def change(fs: MultikernelFs, dry_run: bool) -> Iterator[tuple[Wire, Journal | None, Settled]]:
+    """Hold the lock and settle what was left, unless nothing will be written; give the kernel's wire format.
 
     Errors carry the simulation's label, and the notes: the journal does not hold them any more.
     """
@@ -51,11 +57,14 @@ def change(fs: MultikernelFs, wire: V1, dry_run: bool) -> Iterator[tuple[Journal
                 suggestion="Run the command as root, or see what it would do: --dry-run",
             )
         with journal.lock() if journal else nullcontext():
+            pool_notes = settle_pool(fs, journal.directory) if journal else ()
+            wire = wire_for(fs)
             settled = settle(fs, wire, journal) if journal else Settled()
             if journal:
-                settled = settled.but(notes=settled.notes + CallJournal(journal).settle(fs))
+                notes = (*pool_notes, *settled.notes, *CallJournal(journal).settle(fs))
+                settled = settled.but(notes=notes)
             try:
-                yield journal, settled
+                yield wire, journal, settled
             except ZernelError as error:
                 raise _noted(error, settled.notes) from error.__cause__
 
@@ -78,7 +87,7 @@ def labelling(fs: MultikernelFs) -> Iterator[None]:
 
 def apply(
     fs: MultikernelFs,
-    wire: V1,
+    wire: Wire,
     journal: Journal,
     action: str,
     steps: list[Step],
@@ -142,8 +151,8 @@ def _digest(blob: bytes) -> str:
     return hashlib.sha256(blob).hexdigest()
 
 
-def _overlay(fs: MultikernelFs, wire: V1, step: Step) -> bytes:
-    return wire.step(step, state.baseline(fs, wire) if step.verb == "update" else None)
+def _overlay(fs: MultikernelFs, wire: Wire, step: Step) -> bytes:
+    return wire.step(step, None if step.after is None else state.baseline(fs, wire))
 
 
 def _new(fs: MultikernelFs, known: set[int]) -> list[Transaction]:
@@ -157,10 +166,11 @@ def _only(digest: str, transactions: list[Transaction]) -> Transaction | None:
     return own[0] if len(own) == 1 else None
 
 
-def _shows(fs: MultikernelFs, wire: V1, step: Step) -> bool:
+def _shows(fs: MultikernelFs, wire: Wire, step: Step) -> bool:
     if step.after is None:
         return step.name not in fs.instance_names()
-    return same(state.present(fs, wire, step.name), step.after)
+    now = state.present(fs, wire, step.name)
+    return same(now, wire.expected(step.after, now))
 
 
 # -- undoing ------------------------------------------------------------------------------------------------
@@ -174,7 +184,7 @@ class _Undone(Record):
     removed: tuple[Instance, ...] = ()
 
 
-def _undo(fs: MultikernelFs, wire: V1, journal: Journal, entry: Entry) -> _Undone:
+def _undo(fs: MultikernelFs, wire: Wire, journal: Journal, entry: Entry) -> _Undone:
     """Take back what a failed change did, the last step first, and say how things stand."""
     if len(entry.steps) == 1 and entry.steps[0].after is None:
         there = entry.steps[0].name in fs.instance_names()  # one that is gone is what was asked for
@@ -182,15 +192,17 @@ def _undo(fs: MultikernelFs, wire: V1, journal: Journal, entry: Entry) -> _Undon
     transactions = _new(fs, set(entry.before))
     ours = {*entry.overlays, *entry.undone}
     others = {
-        found.instance
+        name
         for found in transactions
         if found.status == "applied" and _digest(found.dtbo) not in ours
+        for name in wire.concerns(found.instance, found.dtbo)
     }
     texts: list[str] = []
     stuck: set[str] = set()
     removed: list[Instance] = []
     for step, digest in reversed(list(zip(entry.steps, entry.overlays, strict=True))):
         now = state.present(fs, wire, step.name)
+        step = Step(wire.expected(step.before, now), wire.expected(step.after, now))
         own = _only(digest, transactions)
         if step.name in stuck or same(now, step.before):
             continue
@@ -271,7 +283,7 @@ def _failed(
 # -- settling what an earlier command left ------------------------------------------------------------------
 
 
-def settle(fs: MultikernelFs, wire: V1, journal: Journal) -> Settled:
+def settle(fs: MultikernelFs, wire: Wire, journal: Journal) -> Settled:
     """Finish what an earlier command left, and say what was found.
 
     A change whose steps were all done is kept; any other is undone. Raises `ZernelError`, and keeps the

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from zernel.devicetree.model import Instance, System
 from zernel.devicetree.validate import validate
-from zernel.errors import Problem, fail
+from zernel.errors import Problem, ZernelError, fail
+from zernel.multikernel import allocate
 from zernel.multikernel.changes import differences
 from zernel.multikernel.journal import Entry
+from zernel.multikernel.wire import Wire
 
 
 def to_undo(history: list[Entry], transaction: int | None) -> Entry:
@@ -46,10 +48,11 @@ def _numbers(transactions: list[int]) -> str:
     return ", ".join(["...", *shown] if len(transactions) > 16 else shown)
 
 
-def undone(system: System, entry: Entry) -> tuple[tuple[Instance, ...], list[Problem]]:
+def undone(system: System, entry: Entry, wire: Wire) -> tuple[tuple[Instance, ...], list[Problem]]:
     """Return the instances as they were before a change, with everything that speaks against it.
 
-    What the change left must be what there is: a later change would be lost otherwise.
+    What the change left must be what there is: a later change would be lost otherwise. Where the kernel
+    places memory, one that comes back has a free place as a stand-in.
     """
     instances = {one.name: one for one in system.instances}
     problems: list[Problem] = []
@@ -58,7 +61,8 @@ def undone(system: System, entry: Entry) -> tuple[tuple[Instance, ...], list[Pro
     first = {step.name: step.before for step in reversed(entry.steps)}
     last = {step.name: step.after for step in entry.steps}
     for name, before in first.items():
-        wrong = differences(instances.get(name), last[name])
+        now = instances.get(name)
+        wrong = differences(now, wire.expected(last[name], now))
         if wrong:
             problems.append(
                 Problem(
@@ -83,8 +87,16 @@ def undone(system: System, entry: Entry) -> tuple[tuple[Instance, ...], list[Pro
                     suggestion=f"Create it anew: zernel create {name}",
                 )
             )
+        elif now is None and wire.places_memory:
+            rest = System(system.resources, tuple(instances.values()))
+            wishes = allocate.Wishes(before.numa_nodes, before.cpu_affinity, before.memory_policy)
+            try:
+                base = allocate.choose_memory(rest, before.memory_bytes, name, wishes, before.cpus)
+                instances[name] = before.but(memory_base=base)
+            except ZernelError as error:
+                problems += error.problems
         else:
-            instances[name] = before
+            instances[name] = wire.expected(before, now) or before
     if not problems:
         problems += validate(System(system.resources, tuple(instances.values())))
     return tuple(instances.values()), problems

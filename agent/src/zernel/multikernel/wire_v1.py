@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The kernel's formats: baselines and overlays as the multikernel file system takes them, and its answers.
+"""The wire format of the first kernels (kerf 0.1.0).
 
-`V1` is the format of the first kernels (kerf 0.1.0): one ``fragment@0`` with ``instance-create``,
-``instance-remove`` or the operations of an update, and a flat ``/resources`` with 64-bit CPU numbers and one
-memory range. A baseline also carries the full inventory in a node of our own that the kernel does not look
-at, so that what the kernel holds stays the single source of truth: host-reserved CPUs, totals and topology
-are read back from it.
+An overlay has one ``fragment@0`` with ``instance-create``, ``instance-remove`` or the operations of an
+update, and a baseline a flat ``/resources`` with 64-bit CPU numbers and one memory range. The kernel shows
+the baseline as it was written, so it also carries the full inventory in a node of our own that the kernel
+does not look at: what the kernel holds stays the single source of truth for host-reserved CPUs, totals and
+topology.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import TypeVar
 
 from zernel.devicetree import fdt
 from zernel.devicetree.interpret import INVENTORY_NODE, interpret
@@ -21,16 +18,21 @@ from zernel.devicetree.render import resources_node
 from zernel.devicetree.tree import Node, Property, Tree, WrongType
 from zernel.devicetree.units import device_use
 from zernel.errors import fail
-from zernel.multikernel.changes import Operation, Step, operations
+from zernel.multikernel.changes import Operation, operations
+from zernel.multikernel.wire import (
+    HOST_COMPATIBLE,
+    Wire,
+    find,
+    instance_head,
+    numbers,
+    overlay,
+    policies,
+    with_policies,
+)
 
-T = TypeVar("T")
 
-OVERLAY_COMPATIBLE = "linux,multikernel-overlay"
-HOST_COMPATIBLE = "linux,multikernel-host"
-
-
-class V1:
-    """The first wire format. A later one gets a class of its own with the same methods."""
+class V1(Wire):
+    """The first wire format."""
 
     name = "v1"
 
@@ -51,12 +53,9 @@ class V1:
         root = Node("/", properties=[Property("compatible", (HOST_COMPATIBLE,))], children=[pool, inventory])
         return fdt.write(Tree(root))
 
-    def create(self, instance: Instance) -> bytes:
+    def create(self, instance: Instance, resources: Resources | None = None) -> bytes:
         """Return the overlay that creates ``instance``."""
-        operation = Node("instance-create", properties=[Property("instance-name", (instance.name,))])
-        if instance.id is not None:
-            operation.properties.append(Property("id", (fdt.u32(instance.id),)))
-        resources = Node(
+        owned = Node(
             "resources",
             properties=[
                 Property("cpus", (fdt.u64(*instance.cpus),)),
@@ -66,18 +65,9 @@ class V1:
         )
         if instance.devices:
             labels = (use.label for use in instance.devices)
-            resources.properties.append(Property("device-names", (fdt.strings(*labels),)))
-        # NUMA nodes are 32-bit numbers, unlike CPUs, as kerf writes them.
-        if instance.numa_nodes:
-            resources.properties.append(Property("numa-nodes", (fdt.u32(*instance.numa_nodes),)))
-        for name, word in (
-            ("cpu-affinity", instance.cpu_affinity),
-            ("memory-policy", instance.memory_policy),
-        ):
-            if word is not None:
-                resources.properties.append(Property(name, (word,)))
-        operation.children.append(resources)
-        return _overlay(operation)
+            owned.properties.append(Property("device-names", (fdt.strings(*labels),)))
+        owned.properties += policies(instance)
+        return _overlay(Node("instance-create", properties=instance_head(instance), children=[owned]))
 
     def remove(self, name: str) -> bytes:
         """Return the overlay that removes the instance called ``name``."""
@@ -87,26 +77,13 @@ class V1:
         """Return the overlay with the operations that lead from ``before`` to ``after``, and no other."""
         return _overlay(*(_operation(op, before.name, resources) for op in operations(before, after)))
 
-    def step(self, step: Step, resources: Resources | None) -> bytes:
-        """Return the overlay of a step. Only an update needs ``resources``, for addresses and NUMA nodes."""
-        if step.after is None:
-            return self.remove(step.name)
-        if step.before is None:
-            return self.create(step.after)
-        assert resources is not None
-        return self.update(step.before, step.after, resources)
-
     def read_baseline(self, blob: bytes) -> tuple[Resources, bool]:
-        """Return the inventory that ``device_tree`` holds, and whether it is the full one.
-
-        A baseline that another program wrote has only the pool: then what the host keeps is what is below the
-        pool and not in it, and the second value is False.
-        """
+        """Return the inventory that ``device_tree`` holds, and whether it is the full one."""
         tree = fdt.read(blob, "device_tree")
         pool = tree.root.child("resources")
         try:
-            cpus = _numbers(pool, "cpus")
-            (base,), (size,) = _numbers(pool, "memory-base"), _numbers(pool, "memory-bytes")
+            cpus = numbers(pool, "cpus")
+            (base,), (size,) = numbers(pool, "memory-base"), numbers(pool, "memory-bytes")
             if max(cpus, default=0) > MAX_CPU:
                 raise WrongType("must hold numbers of CPUs")
         except (WrongType, ValueError):
@@ -127,32 +104,30 @@ class V1:
     def read_instance(self, name: str, number: int, blob: bytes) -> Instance | None:
         """Return the instance that a blob describes (its ``device_tree``, or the overlay that created it)."""
         root = fdt.read(blob, f"instances/{name}/device_tree").root
-        resources = _find(root, "resources")
+        resources = find(root, "resources")
         if resources is None:
             return None
         names = resources.get("device-names")
         try:
-            cpus = _numbers(resources, "cpus")
-            (base,), (size,) = _numbers(resources, "memory-base"), _numbers(resources, "memory-bytes")
+            cpus = numbers(resources, "cpus")
+            (base,), (size,) = numbers(resources, "memory-base"), numbers(resources, "memory-bytes")
             uses = [device_use(text) or DeviceUse(text) for text in (names.texts() if names else ())]
         except (WrongType, ValueError):
             return None
-        return Instance(
-            name,
-            number,
-            tuple(sorted(cpus)),
-            base,
-            size,
-            tuple(uses),
-            tuple(sorted(_wish(resources, "numa-nodes", Property.numbers) or ())),
-            _wish(resources, "cpu-affinity", Property.text),
-            _wish(resources, "memory-policy", Property.text),
-        )
+        found = Instance(name, number, tuple(sorted(cpus)), base, size, tuple(uses))
+        return with_policies(found, resources)
+
+    def concerns(self, instance: str, blob: bytes) -> frozenset[str]:
+        """Return the instance that the transaction names."""
+        return frozenset((instance,))
+
+    created_by = read_instance
+    """An overlay that creates describes the instance as its ``device_tree`` does."""
 
     def followed(self, instance: Instance, blob: bytes, resources: Resources) -> Instance:
         """Return what ``instance`` is after the updates that an applied overlay holds for it."""
         devices = {device.pci_id: DeviceUse(device.name) for device in resources.devices if device.pci_id}
-        content = _find(fdt.read(blob, "overlay").root, "__overlay__")
+        content = find(fdt.read(blob, "overlay").root, "__overlay__")
         for node in content.children if content else ():
             named, (what, _, way) = node.get("mk,instance"), node.name.partition("-")
             try:
@@ -160,11 +135,11 @@ class V1:
                     continue
                 add = way == "add"
                 if what == "memory":
-                    sizes = [_numbers(region, "reg")[1] for region in node.children]
+                    sizes = [numbers(region, "reg")[1] for region in node.children]
                     size = instance.memory_bytes + (sum(sizes) if add else -sum(sizes))
                     instance = instance.but(memory_bytes=size)
                 elif what == "cpu":
-                    cpus = {number for item in node.children for number in _numbers(item, "reg")}
+                    cpus = {cpu for item in node.children for cpu in numbers(item, "reg")}
                     left = {*instance.cpus, *cpus} if add else set(instance.cpus) - cpus
                     instance = instance.but(cpus=tuple(sorted(left)))
                 elif what == "device":
@@ -177,19 +152,8 @@ class V1:
         return instance
 
 
-def _wish(resources: Node, name: str, read: Callable[[Property], T]) -> T | None:
-    """Return a property that says where an instance would like to be; None when it is not of our form."""
-    found = resources.get(name)
-    try:
-        return read(found) if found else None
-    except WrongType:
-        return None
-
-
 def _overlay(*operations: Node) -> bytes:
-    fragment = Node("fragment@0", children=[Node("__overlay__", children=[*operations])])
-    compatible = Property("compatible", (OVERLAY_COMPATIBLE,))
-    return fdt.write(Tree(Node("/", properties=[compatible], children=[fragment])))
+    return overlay(Node("fragment@0", children=[Node("__overlay__", children=[*operations])]))
 
 
 def _operation(operation: Operation, name: str, resources: Resources) -> Node:
@@ -218,24 +182,7 @@ def _device(device: Device) -> Node:
     return node
 
 
-def _numbers(node: Node | None, name: str) -> tuple[int, ...]:
-    found = node.get(name) if node else None
-    if found is None:
-        raise WrongType(f"{name} is missing")
-    return found.wide_numbers()
-
-
-def _find(root: Node, name: str) -> Node | None:
-    stack = [root]
-    while stack:
-        node = stack.pop()
-        if node.name == name:
-            return node
-        stack += node.children
-    return None
-
-
 def _pool_only(tree: Tree, cpus: tuple[int, ...], base: int, size: int) -> Resources:
-    container = _find(tree.root, "devices")
+    container = find(tree.root, "devices")
     devices = tuple(Device(node.name, "device") for node in (container.children if container else ()))
     return pool_only(cpus, base, size, devices)

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``zernel init --apply``: hand a valid baseline to the kernel, in the form that it takes."""
+
+from __future__ import annotations
+
+import errno
+
+from zernel.devicetree.model import Resources
+from zernel.errors import ZernelError, fail
+from zernel.multikernel import inventory_record, live_tree, pool, proc, state
+from zernel.multikernel.fs import MultikernelFs
+from zernel.multikernel.inventory_record import Recorded
+from zernel.multikernel.journal import Journal, directory_of
+from zernel.multikernel.transactions import change
+from zernel.multikernel.wire import Wire
+from zernel.multikernel.wire_v1 import V1
+from zernel.multikernel.wire_v2 import cpu_unknown
+from zernel.record import Record
+
+
+class Applied(Record):
+    """What became of a baseline: the inventory before it, and the one that the kernel has now.
+
+    ``wire`` names the form that was used, None where only the kernel's answer would tell. ``placed`` is
+    False while the kernel has yet to choose where the pool is. ``notes`` are for a person.
+    """
+
+    before: Resources | None
+    after: Resources
+    changed: bool
+    wire: str | None
+    placed: bool = True
+    notes: tuple[str, ...] = ()
+
+
+def apply_baseline(fs: MultikernelFs, resources: Resources, *, dry_run: bool) -> Applied:
+    """Hand a valid baseline to the kernel.
+
+    Where the kernel's tree does not tell its form, both are tried: a baseline is taken whole or not at all.
+    Raises `ZernelError`, and then the baseline is what it was, or the error says what is there.
+    """
+    with change(fs, dry_run) as (wire, journal, settled):
+        blob = fs.baseline()
+        told = live_tree.form(blob)
+        before = state.baseline(fs, wire)
+        shown = wire.read_baseline(blob)[1] if before is not None else False
+        asked = resources
+        if wire.places_memory and before is not None:
+            memory = resources.memory.but(pool_base=before.memory.pool_base)
+            asked = resources.but(memory=memory)
+        if (shown and before == asked) or (not wire.places_memory and before == asked):
+            return Applied(before, asked, False, wire.name, notes=settled.notes)
+        names = fs.instance_names()
+        if names:
+            raise fail(
+                "baseline-in-use",
+                "The baseline cannot be replaced while there are instances",
+                explanation=f"Instances: {', '.join(names)}",
+                suggestion=f"Delete them first: zernel delete {names[0]}",
+            )
+        if wire.places_memory:
+            _recorded(fs, resources)  # its problems are a dry run's, too
+        if journal is None:
+            placed = not wire.places_memory
+            return Applied(before, resources, True, told, placed, settled.notes)
+        used, after = _write(fs, wire, told, resources, journal)
+        notes = settled.notes
+        if after.memory.pool_base != resources.memory.pool_base:
+            base, asked_base = after.memory.pool_base, resources.memory.pool_base
+            notes += (f"The kernel placed the memory pool at {base:#x}; the baseline says {asked_base:#x}",)
+        return Applied(before, after, True, used, notes=notes)
+
+
+def _write(
+    fs: MultikernelFs, wire: Wire, told: str | None, resources: Resources, journal: Journal
+) -> tuple[str, Resources]:
+    """Write the baseline in the form that the tree suggests, then in the other; return which, and what is."""
+    forms = {"v1": _write_v1, "v2": _write_v2}
+    order = sorted(forms, key=lambda name: name != wire.name)
+    answers: list[str] = []
+    for name in order:
+        try:
+            return name, forms[name](fs, resources, journal)
+        except OSError as error:
+            answers.append(f"Wire format {name}: {error.strerror}")
+            if error.errno != errno.EINVAL:
+                break
+        except ZernelError as error:
+            if not answers:
+                raise
+            answers.append(f"Wire format {name}: {error.problems[0].category}")
+    raise fail(
+        "baseline-refused",
+        "The kernel refused the baseline",
+        explanation=(*answers, "Nothing was changed: the kernel takes a baseline whole or not at all"),
+        suggestion="Check that the memory pool lies within the kernel's mkkernel_pool= region"
+        if told != "v2"
+        else "Look for the reason in the kernel log: journalctl -k -g multikernel",
+    )
+
+
+def _write_v1(fs: MultikernelFs, resources: Resources, journal: Journal) -> Resources:
+    wire = V1()
+    fs.write_baseline(wire.baseline(resources))
+    if state.baseline(fs, wire) != resources:
+        raise fail(
+            "baseline-not-verified",
+            "The kernel took the baseline and shows another one",
+            suggestion="Look at it with 'zernel show', and at the kernel log",
+        )
+    return resources
+
+
+def _write_v2(fs: MultikernelFs, resources: Resources, journal: Journal) -> Resources:
+    return pool.establish(fs, journal.directory, _recorded(fs, resources)).resources
+
+
+def _recorded(fs: MultikernelFs, resources: Resources) -> Recorded:
+    """Return the inventory with the physical ids of its CPUs; raises `ZernelError` for one without.
+
+    CPUs that are in the pool are not in /proc/cpuinfo any more: theirs are known from the record.
+    """
+    shown = live_tree.pool(fs.baseline())
+    record = inventory_record.read(directory_of(fs.root)).believed(shown)
+    ids = {**(record.ids if record else {}), **proc.apic_ids(fs.cpuinfo)}
+    unknown = [cpu for cpu in resources.cpus.available if cpu not in ids]
+    if unknown:
+        raise ZernelError(cpu_unknown(unknown))
+    return Recorded(resources, ids)
