@@ -228,6 +228,24 @@ def test_declarations_leave_the_place_of_memory_to_the_kernel(host: Host, tmp_pa
     assert host.json(*words)["changed"] is False
 
 
+def test_what_is_created_anew_is_where_the_kernel_puts_it(host: Host) -> None:
+    planned = host.json("ensure", "web", "--cpus=4-7", "--memory=2GB", "--dry-run")
+    assert planned["after"]["memory_base"] is None
+    done = host.json("ensure", "web", "--cpus=4-7", "--memory=2GB")
+    assert done["after"]["memory_base"] == shown(host, "web").base
+    assert "cannot be asked for on this kernel" in host.refused("ensure", "web", "--memory-base=0x90000000")
+    assert host.json("ensure", "web", f"--memory-base={shown(host, 'web').base:#x}")["changed"] is False
+    words = ("update", "web", "--cpu-affinity=compact", "--cpus=20-21")
+    planned = host.json(*words, "--dry-run")
+    assert planned["after"]["memory_base"] is None
+    assert "(the kernel chooses where)" in host.ok(*words, "--dry-run")
+    done = host.json(*words)
+    assert done["after"]["memory_base"] == shown(host, "web").base
+    assert shown(host, "web").cpus == (physical_id(20), physical_id(21))
+    host.ok("rollback")
+    assert shown(host, "web").cpus == tuple(map(physical_id, range(4, 8)))
+
+
 def test_whole_devices_go_by_address_and_their_parts_are_refused(empty: Host) -> None:
     empty.init("edge_computing.dts")
     found = pool(empty)
