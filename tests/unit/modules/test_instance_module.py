@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from multikernel.conftest import EXAMPLES, Host, bare, empty, faulty, host, kernel  # noqa: F401
+from multikernel.conftest import EXAMPLES, Host, bare, empty, faulty, host, kernel, version  # noqa: F401
 
 from .conftest import Run
 
