@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from venv import EnvBuilder
@@ -88,9 +89,10 @@ def _kerf(directory: Path) -> tuple[list[str] | None, str]:
 
 def host(scale: int) -> System:
     """Return a full host of 64 x ``scale`` CPUs, 8 x ``scale`` instances, 64 x ``scale`` virtual functions
-    and ``scale`` NUMA nodes, all of them given away."""
-    cpus, node_bytes = 64 * scale, 64 * _GB
-    reserved, available = tuple(range(scale)), tuple(range(scale, cpus))
+    and ``scale`` NUMA nodes, all of them given away, each instance on a node of its own eighth."""
+    node_bytes = 64 * _GB
+    reserved = tuple(range(0, 64 * scale, 64))  # one CPU of each node, and the first gigabyte
+    available = tuple(cpu for cpu in range(64 * scale) if cpu % 64)
     pool = Memory(scale * node_bytes, _GB, _GB, scale * node_bytes - _GB)
     devices = tuple(
         Device(f"eth{n}", "ethernet", "intel,ice", f"0000:{n:02x}:00.0", 64, (), tuple(range(64)))
@@ -99,24 +101,22 @@ def host(scale: int) -> System:
     nodes = tuple(
         NumaNode(n, n * node_bytes, node_bytes, tuple(range(64 * n, 64 * n + 64))) for n in range(scale)
     )
-    count = 8 * scale
-    each = pool.pool_bytes // count // 4096 * 4096
-    shares = [
-        available[len(available) * n // count : len(available) * (n + 1) // count] for n in range(count)
-    ]
-    instances = tuple(
-        Instance(
-            f"instance-{n}",
-            n + 1,
-            shares[n],
-            _GB + n * each,
+    instances = []
+    for n, eighth in product(range(scale), range(8)):
+        cpus = nodes[n].cpus[1:]
+        start = max(n * node_bytes, pool.pool_base)
+        each = ((n + 1) * node_bytes - start) // 8
+        instance = Instance(
+            f"instance-{8 * n + eighth}",
+            8 * n + eighth + 1,
+            cpus[len(cpus) * eighth // 8 : len(cpus) * (eighth + 1) // 8],
+            start + eighth * each,
             each,
-            tuple(DeviceUse(f"eth{n // 8}", vf=8 * (n % 8) + k) for k in range(8)),
-            (n // 8,),
+            tuple(DeviceUse(f"eth{n}", vf=8 * eighth + k) for k in range(8)),
+            (n,),
         )
-        for n in range(count)
-    )
-    return System(Resources(Cpus(cpus, reserved, available), pool, devices, nodes), instances)
+        instances.append(instance)
+    return System(Resources(Cpus(64 * scale, reserved, available), pool, devices, nodes), tuple(instances))
 
 
 def _validation(directory: Path) -> Iterator[Figure]:
