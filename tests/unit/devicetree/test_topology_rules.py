@@ -19,7 +19,7 @@ cpus { total = <32>; host-reserved = <0 1 2 3>;
 available = <4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31>; };
 memory { total-bytes = <0x10 0x0>; host-reserved-bytes = <0x80000000>;
 memory-pool-base = <0x80000000>; memory-pool-bytes = <0xf 0x80000000>; };
-devices { eth0: ethernet@0 { numa-node = <1>; }; gpu0: gpu@0 { numa-node = <0>; }; };
+devices { eth0: ethernet@0 { numa-node = <1>; }; gpu0: gpu@0 { numa-node = <0>; }; gpu1: gpu@1 { }; };
 topology { numa-nodes {
 node@0 { node-id = <0>; memory-base = <0x0 0x0>; memory-size = <0x8 0x0>;
 cpus = <0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15>; };
@@ -133,6 +133,14 @@ def test_what_is_where_it_wants_to_be_is_valid(values: dict[str, str]) -> None:
             "WARNING",
             "CPUs are not local to the devices",
             "Use CPUs near the devices: 16-31 are free",
+        ),
+        (
+            {"AFFINITY": "local", "DEVICES": "&gpu1"},
+            "device-node-unknown",
+            21,
+            "WARNING",
+            "The NUMA node of gpu1 is not known",
+            "Give the device its 'numa-node'",
         ),
         ({"AFFINITY": "local", "CPUS": "4 16"}, "cpu-not-local", 21, "WARNING", "CPUs are on 2", "Use fewer"),
         (

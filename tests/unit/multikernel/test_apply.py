@@ -257,6 +257,28 @@ def test_a_file_of_another_ending_is_named(host: Host, declare: Declare, tmp_pat
     assert host.instances() == {}
 
 
+def test_a_file_that_is_not_read_is_not_pruned(host: Host, declare: Declare, tmp_path: Path) -> None:
+    host.ok("create", "web", "--cpus=4-7", "--memory=2GB")
+    option = declare(db=DB)
+    (tmp_path / "instances.d/web.yml").write_text(f"name: web\n{WEB}")
+    for dry_run in ([], ["--dry-run"]):
+        shown = host.refused("apply", option, "--prune", *dry_run)
+        assert "The file is not read" in shown
+        assert "Rename it to web.yaml" in shown
+    assert set(host.instances()) == {"web"}
+
+
+def test_devices_that_a_file_does_not_mention_are_kept(host: Host, declare: Declare) -> None:
+    host.ok("create", "web", "--cpus=4-7", "--memory=2GB", "--devices=eth0:vf1")
+    done = host.json("apply", declare(web="cpus: 4-9\nmemory: 2GB\n"))
+    assert [step["operations"] for step in done["plan"]["update"]] == [
+        [{"operation": "cpu-add", "cpus": [8, 9]}]
+    ]
+    assert host.instances()["web"]["devices"] == ["eth0:vf1"]
+    host.ok("apply", declare(web="cpus: 4-9\nmemory: 2GB\ndevices: []\n"))
+    assert host.instances()["web"]["devices"] == []
+
+
 def test_several_documents_in_one_file(host: Host, declare: Declare, tmp_path: Path) -> None:
     option = declare()
     (tmp_path / "instances.d/all.yaml").write_text(f"---\nname: web\n{WEB}---\nname: db\n{DB}---\n")

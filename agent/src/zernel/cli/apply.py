@@ -61,6 +61,10 @@ def run(args: argparse.Namespace) -> int:
             )
     else:
         declarations, warnings = desired.read_directory(directory)
+    ignored = tuple(problem for problem in warnings if problem.code == "file-ignored")
+    if args.prune and ignored:
+        # What such a file declares would be deleted, for the want of a letter.
+        raise ZernelError(*(problem.but(severity="ERROR") for problem in ignored))
     target = fs.open_fs()
     found = reconcile.reconcile(target, declarations, prune=args.prune, dry_run=args.dry_run, root=args.root)
     found = found.but(warnings=(*warnings, *found.warnings))

@@ -207,6 +207,15 @@ class _Check(InstanceCheck):
             for use in instance.devices
             if (node := self.device_nodes.get(use.device)) is not None
         }
+        unknown = [str(use) for use in instance.devices if str(use) not in attached]
+        if unknown and len(self.known) > 1:
+            self.far(
+                "device-node-unknown",
+                f"The NUMA node of {', '.join(unknown)} is not known",
+                index,
+                "Give the device its 'numa-node' in the baseline",
+                "CPUs cannot be chosen near it",
+            )
         if attached and not own.keys() <= set(attached.values()):
             near = [cpu for node in sorted(set(attached.values())) for cpu in self.free.get(node, ())]
             self.far(

@@ -144,6 +144,13 @@ def _net(
     return tuple(steps)
 
 
+def _kept(one: Declaration, here: Instance | None) -> Declaration:
+    """Return the declaration with the devices that are there, where it says nothing about devices."""
+    if here is None or "devices" in one.places:
+        return one
+    return one.but(request=one.request.but(devices=here.devices))
+
+
 class _Target:
     """Finds the final state: what is given first, then what is left open, so that neither is in the way."""
 
@@ -152,6 +159,7 @@ class _Target:
         foreign = self.topology.foreign
         self.resources = system.resources if foreign else locate_devices(system.resources, root)
         there = {one.name: one for one in system.instances}
+        declarations = [_kept(one, there.get(one.name)) for one in declarations]
         replaced = {
             one.name
             for one in declarations
