@@ -14,8 +14,11 @@ from testbed.tools import unwind_when_ended
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let SIGTERM unwind the fixtures, as Ctrl-C does: its default action would end pytest on the spot."""
-    unwind_when_ended()
+    """Let SIGTERM end the session with its fixtures unwound, as Ctrl-C does.
+
+    Its default action would end pytest on the spot, and an exit is but one test's failure.
+    """
+    unwind_when_ended(lambda status: pytest.exit("ended by a signal", status))
 
 
 @pytest.fixture(scope="session")

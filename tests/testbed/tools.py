@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -136,15 +136,15 @@ def build(
         raise _failure(str(argv[0]), process.returncode, messages, doing, suggestion)
 
 
-def unwind_when_ended() -> None:
+def unwind_when_ended(leave: Callable[[int], object] = sys.exit) -> None:
     """Let SIGTERM and a terminal that hangs up unwind us, as Ctrl-C does.
 
-    Their default action would end us without any clean-up.
+    Their default action would end us without any clean-up. ``leave`` raises what unwinds, given the status.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         # nohup ignores one of them, and means it.
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda received, _frame: sys.exit(128 + received))
+            signal.signal(number, lambda received, _frame: leave(128 + received))
 
 
 @contextmanager

@@ -337,3 +337,31 @@ def test_a_name_that_is_no_guests_touches_nothing(
     assert main([verb, "--state", str(state), f"--name={name}"]) == 1
     assert "cannot name a guest" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_test_run_that_is_ended_ends_with_its_fixtures_unwound(tmp_path: Path) -> None:
+    """As ``make test`` ends its lanes: an exit inside of a test would be that test's failure, and no end."""
+    (tmp_path / "test_it.py").write_text(
+        "import time\n"
+        "from pathlib import Path\n"
+        "import pytest\n"
+        "HERE = Path(__file__).parent\n"
+        "@pytest.fixture(scope='session')\n"
+        "def guest():\n"
+        "    yield\n"
+        "    (HERE / 'unwound').touch()\n"
+        "def test_one(guest):\n"
+        "    (HERE / 'began').touch()\n"
+        "    time.sleep(60)\n"
+        "def test_two(guest):\n"
+        "    (HERE / 'went-on').touch()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{TESTS / 'guest'}:{TESTS}"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "conftest", "-c", os.devnull, str(tmp_path)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+        while not (tmp_path / "began").exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+    assert (tmp_path / "unwound").exists()
+    assert not (tmp_path / "went-on").exists()
