@@ -116,7 +116,7 @@ def test_both_answers_are_told_when_neither_form_is_taken(
     (problem,) = caught.value.problems
     assert problem.explanation[:2] == ("Wire format v1: Invalid argument", "Wire format v2: Invalid argument")
     assert asked == ["v1", "v2"]
-    assert inventory_record.read(directory_of(root)) == Inventory()
+    assert inventory_record.read(directory_of(MultikernelFs(root, simulated=True))) == Inventory()
 
 
 # -- the pool -----------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ def apply_baseline(fs: MultikernelFs, resources: Resources, *, dry_run: bool) ->
     Raises `ZernelError`, and then the baseline is what it was, or the error says what is there.
     """
     with change(fs, dry_run) as (wire, journal, settled):
+        fs = settled.fs
         blob = fs.baseline()
         told = live_tree.form(blob)
         before = state.baseline(fs, wire)
@@ -121,7 +122,7 @@ def _recorded(fs: MultikernelFs, resources: Resources) -> Recorded:
     CPUs that are in the pool are not in /proc/cpuinfo any more: theirs are known from the record.
     """
     shown = live_tree.pool(fs.baseline())
-    record = inventory_record.read(directory_of(fs.root)).believed(shown)
+    record = inventory_record.read(directory_of(fs)).believed(shown)
     ids = {**(record.ids if record else {}), **proc.apic_ids(fs.cpuinfo)}
     unknown = [cpu for cpu in resources.cpus.available if cpu not in ids]
     if unknown:

@@ -141,6 +141,18 @@ def within(now: Instance | None, step: Step) -> bool:
     )
 
 
+def is_part(now: Instance | None, made: Instance | None) -> bool:
+    """Say whether ``now`` can be what is there of ``made``, an instance that was created in part."""
+    if now is None or made is None or (made.id is not None and now.id != made.id):
+        return False
+    return (
+        set(now.cpus) <= set(made.cpus)
+        and set(now.devices) <= set(made.devices)
+        and (now.memory_bytes == 0 or now.memory_base == made.memory_base)
+        and now.memory_bytes <= made.memory_bytes
+    )
+
+
 def differences(found: Instance | None, expected: Instance | None) -> list[str]:
     """Return in words how an instance that was ``found`` differs from the one ``expected``."""
     if found is None or expected is None:

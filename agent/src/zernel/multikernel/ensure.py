@@ -21,7 +21,8 @@ from zernel.multikernel.boot_files import BootFiles
 from zernel.multikernel.changes import Operation
 from zernel.multikernel.changes import operations as operations_of
 from zernel.multikernel.fs import MultikernelFs, Transaction
-from zernel.multikernel.transactions import Settled, change, labelling
+from zernel.multikernel.settling import Settled
+from zernel.multikernel.transactions import change, labelling
 from zernel.multikernel.wire import Wire
 from zernel.record import Record
 
@@ -100,7 +101,7 @@ def ensured(fs: MultikernelFs, wish: Wish, *, dry_run: bool, root: Path = Path("
     """
     with ExitStack() as stack:
         with change(fs, dry_run) as (wire, _, settled):
-            planned = _Plan(fs, wire, wish, settled, root, stack).run()
+            planned = _Plan(settled.fs, wire, wish, settled, root, stack).run()
         if not dry_run:
             with labelling(fs):
                 planned = _carried_out(fs, wish, planned, root)

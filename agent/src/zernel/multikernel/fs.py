@@ -12,6 +12,7 @@ import errno
 import os
 import shlex
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from zernel.errors import Problem, ZernelError, fail
@@ -25,7 +26,13 @@ mounted."""
 MAGIC = 0x6D6B6673
 """statfs(2) f_type of the kernel's multikernel file system ("mkfs")."""
 SIMULATED_TYPE = "fuse.zernel-simulated"
+IDENTITY = "SIMULATED.identity"
+"""The file of a simulation that tells it from any other: what it held is lost when it ends."""
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PENDING_SECONDS = 5.0
+TYPE_CHECKING = False  # as in zernel.record
+if TYPE_CHECKING:
+    from zernel.devicetree.model import Instance
 
 
 class Transaction(Record):
@@ -38,10 +45,15 @@ class Transaction(Record):
 
 
 class MultikernelFs(Record):
-    """An open multikernel file system. ``simulated`` says that no kernel is behind it."""
+    """An open multikernel file system. ``simulated`` says that no kernel is behind it.
+
+    ``foreseen`` is for dry runs: instances by name as they would be, None for one that would be gone, in
+    place of what the kernel shows.
+    """
 
     root: Path
     simulated: bool
+    foreseen: tuple[tuple[str, Instance | None], ...] = ()
 
     @property
     def label(self) -> str | None:
@@ -59,6 +71,20 @@ class MultikernelFs(Record):
     def iomem(self) -> Path:
         """Where this kernel lists memory: /proc/iomem, or the simulation's own."""
         return self.root / "SIMULATED.iomem" if self.simulated else Path("/proc/iomem")
+
+    @property
+    def identity(self) -> str:
+        """What tells this boot of the kernel, or this run of the simulation, from any other: transactions,
+        whose numbers start anew with each, are known by it."""
+        boot = _BOOT_ID.read_text(encoding="ascii").strip()
+        if self.simulated:
+            with suppress(FileNotFoundError):  # one that an older version of Zernel serves
+                return f"{boot}/{self._text(self.root / IDENTITY)}"
+        return boot
+
+    def foresee(self, name: str, instance: Instance | None) -> MultikernelFs:
+        """Return the file system as it would be with ``instance`` in place of the one called ``name``."""
+        return self.but(foreseen=(*((one, to) for one, to in self.foreseen if one != name), (name, instance)))
 
     # -- reading --------------------------------------------------------------------------------------------
 
@@ -89,10 +115,22 @@ class MultikernelFs(Record):
 
     def instance_names(self) -> list[str]:
         """Return the names of the instances, sorted."""
-        return sorted(self._names(self.root / "instances"))
+        names = set(self._names(self.root / "instances"))
+        for name, instance in self.foreseen:
+            names = names - {name} if instance is None else names | {name}
+        return sorted(names)
 
     def instance(self, name: str) -> tuple[int, str, bytes]:
-        """Return an instance's id, status and device tree; raises FileNotFoundError when it went away."""
+        """Return an instance's id, status and device tree; raises FileNotFoundError when it went away.
+
+        One that is foreseen has no tree: `foreseen` tells what it owns.
+        """
+        foreseen = dict(self.foreseen)
+        if name in foreseen:
+            instance = foreseen[name]
+            if instance is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+            return instance.id or 0, "ready", b""  # nothing else is ever undone
         directory = self.root / "instances" / name
         number = self._text(directory / "id")
         if not number.isdecimal():
@@ -106,6 +144,8 @@ class MultikernelFs(Record):
     def status(self, name: str) -> str | None:
         """Return an instance's status (ready, loaded, active), or None when there is no such instance."""
         try:
+            if name in dict(self.foreseen):
+                return self.instance(name)[1]
             return self._text(self.root / "instances" / name / "status")
         except FileNotFoundError:
             return None

@@ -2,10 +2,17 @@
 """The lock, the journal and the history that make a change to the instances a transaction.
 
 They stand in ``/var/lib/zernel/multikernel/ROOT`` (``ZERNEL_STATE_DIR`` replaces /var/lib/zernel), one
-directory for each multikernel file system. The lock is flock(2) on a file: the kernel drops it when its
+directory for each multikernel file system: a kernel has one, wherever it is mounted and however often, and a
+simulation goes by its mount. The lock is flock(2) on a file: the kernel drops it when its
 holder dies, so a file that was left behind means nothing. The journal holds the change in progress, written
 before the kernel is asked and removed after its answer was read; what a killed command left is settled by the
 next one. The history holds the last `HISTORY` changes, one file each, for ``zernel rollback``.
+
+What an entry says is true of one boot of the kernel, or one run of a simulation (``identity``): transactions
+are numbered anew with each, and equal changes have equal overlays. While the change is made, the entry is
+rewritten before each overlay that takes a step back. From then on it has the transaction of every step that
+was taken (``made``), as the overlay that undoes one step can be byte for byte that of another, and the
+steps taken back (``undone``). What settling does with it is in `zernel.multikernel.settling`.
 """
 
 from __future__ import annotations
@@ -20,21 +27,27 @@ from zernel import files
 from zernel.devicetree.model import DeviceUse, Instance
 from zernel.devicetree.units import device_use
 from zernel.errors import fail
+from zernel.multikernel import mounts
 from zernel.multikernel.changes import Step
+from zernel.multikernel.fs import DEFAULT_ROOT, MultikernelFs
 from zernel.record import Record
 
 HISTORY = 64
 """Changes that are kept for a rollback."""
 MAX_BYTES = 4 << 20
 """More than the largest change takes: 512 instances, before and after."""
+FORMAT = 2
+"""Of the entries. Those of the first had neither an identity nor the transactions of single steps."""
 ACTIONS = ("create", "delete", "update", "rollback", "apply")
 
 
 class Entry(Record):
     """A change: what one command does, all or nothing.
 
-    ``overlays`` are the SHA-256 of the steps' overlays. While it is in progress, ``before`` are the
-    transactions that there were before it, and ``undone`` the SHA-256 of the overlays that took steps back.
+    ``overlays`` are the SHA-256 of the steps' overlays, ``identity`` is `MultikernelFs.identity`; None in
+    the history of an older Zernel. While it is in progress, ``before`` are the transactions that there were
+    before it. Once it is being undone, ``made`` are the steps' transactions (None: there is none), and
+    ``undone`` the step (its index) and the SHA-256 of each overlay that was to take a step back, in order.
     Once it is done, ``transactions`` are the kernel's numbers for its steps. ``undoes`` is the number of the
     change that a rollback took back.
     """
@@ -43,8 +56,10 @@ class Entry(Record):
     action: str
     steps: tuple[Step, ...]
     overlays: tuple[str, ...]
+    identity: str | None
     before: tuple[int, ...] = ()
-    undone: tuple[str, ...] = ()
+    made: tuple[int | None, ...] = ()
+    undone: tuple[tuple[int, str], ...] = ()
     transactions: tuple[int, ...] = ()
     undoes: int | None = None
 
@@ -55,23 +70,34 @@ class Entry(Record):
         return f"zernel {self.action} {self.steps[0].name}" if alone else f"zernel {self.action}"
 
 
-def directory_of(root: Path) -> Path:
-    """Return where what Zernel knows of one multikernel file system is kept."""
+def directory_of(fs: MultikernelFs) -> Path:
+    """Return where what Zernel knows of a multikernel file system is kept, for any of its mounts.
+
+    Its name is the path as systemd-escape(1) writes it, so that no two paths share one.
+    """
     state = Path(os.environ.get("ZERNEL_STATE_DIR") or "/var/lib/zernel")
-    return state / "multikernel" / (str(root).strip("/").replace("/", "-") or "root")
+    root = mounts.first_path(fs.root) if fs.simulated else DEFAULT_ROOT
+    name = str(root).strip("/").replace("\\", "\\x5c").replace("-", "\\x2d").replace("/", "-") or "-"
+    if fs.simulated and root == DEFAULT_ROOT:
+        name += "~simulated"  # it must not share the kernel's inventory
+    return state / "multikernel" / name
 
 
 class Journal:
     """The journal of one multikernel file system. Use it under its `lock`."""
 
-    def __init__(self, root: Path) -> None:
-        self.directory = directory_of(root)
+    def __init__(self, fs: MultikernelFs) -> None:
+        self.directory = directory_of(fs)
         self.path = self.directory / "journal.json"
         self.done = self.directory / "history"
 
     def lock(self) -> AbstractContextManager[None]:
         """Hold the lock; raises `ZernelError` with the holder's pid when it stays taken."""
         return files.locked(self.directory / "lock", "is changing the instances")
+
+    def is_locked(self) -> bool:
+        """Say whether a command holds the lock now, as far as that can be told."""
+        return files.is_locked(self.directory / "lock")
 
     def begin(self, entry: Entry) -> None:
         """Record a change before the kernel is asked for it; on disk when this returns."""
@@ -86,7 +112,7 @@ class Journal:
 
         Killed in between, it is in both; the next command moves it once more, to the same file.
         """
-        done = entry.but(before=(), undone=(), transactions=transactions)
+        done = entry.but(before=(), made=(), undone=(), transactions=transactions)
         files.replace(self.done / f"{entry.number}.json", _text(done))
         for number in self._numbers()[:-HISTORY]:
             files.remove(self.done / f"{number}.json")
@@ -97,8 +123,22 @@ class Journal:
         return max(self._numbers(), default=0) + 1
 
     def pending(self) -> Entry | None:
-        """Return the change that a command began and did not end, or None."""
-        return _read(self.path, "The journal of instance changes")
+        """Return the change that a command began and did not end, or None.
+
+        Raises `ZernelError` for one that is not understood, among them those of an older Zernel: what became
+        of their single steps cannot be told.
+        """
+        entry = _read(self.path, "The journal of instance changes")
+        if entry is not None and entry.identity is None:
+            raise fail(
+                "journal-older",
+                "An older version of Zernel began a change and did not finish it",
+                subject=entry.steps[0].name,
+                explanation=f"'{entry.command}', in {self.path}",
+                suggestion="Compare 'zernel show' with what you expect, then end that change:"
+                " zernel rollback --give-up",
+            )
+        return entry
 
     def history(self) -> list[Entry]:
         """Return the changes that were done, the newest first."""
@@ -118,7 +158,7 @@ class Journal:
 
 def _text(entry: Entry) -> str:
     steps = [[_instance_data(step.before), _instance_data(step.after)] for step in entry.steps]
-    return json.dumps(vars(entry) | {"steps": steps})
+    return json.dumps(vars(entry) | {"steps": steps, "format": FORMAT})
 
 
 def _instance_data(instance: Instance | None) -> dict[str, Any] | None:
@@ -144,6 +184,9 @@ def _entry(data: Any) -> Entry:
     """Return the entry; raises ValueError, KeyError or TypeError unless `_text` can have written it."""
     if data["action"] not in ACTIONS:
         raise ValueError(f"'action' is {data['action']!r}, none of {', '.join(ACTIONS)}")
+    version = data.get("format", 1)
+    if version not in (1, FORMAT):
+        raise ValueError(f"its format is {str(version)[:20]!r}: a newer Zernel wrote it")
     steps = tuple(Step(_instance(before), _instance(after)) for before, after in data["steps"])
     overlays = _all(data, "overlays", str)
     if not steps or len(steps) != len(overlays):
@@ -151,13 +194,22 @@ def _entry(data: Any) -> Entry:
     if any(step.before is step.after for step in steps):
         raise ValueError("'steps' holds one of nothing")
     undoes = data["undoes"]
+    made: tuple[int | None, ...] = ()
+    undone: tuple[tuple[int, str], ...] = ()
+    if version != 1:
+        made = tuple(None if one is None else _checked(one, int) for one in _listed(data, "made"))
+        undone = tuple((_checked(index, int), _checked(sha, str)) for index, sha in _listed(data, "undone"))
+        if len(made) not in (0, len(steps)) or any(index not in range(len(steps)) for index, _ in undone):
+            raise ValueError("'made' or 'undone' does not go with 'steps'")
     return Entry(
         _checked(data["number"], int),
         data["action"],
         steps,
         overlays,
+        None if version == 1 else _checked(data["identity"], str),
         _all(data, "before", int),
-        _all(data, "undone", str),
+        made,
+        undone,
         _all(data, "transactions", int),
         None if undoes is None else _checked(undoes, int),
     )
@@ -181,9 +233,14 @@ def _instance(data: Any) -> Instance | None:
 
 
 def _all(data: Any, name: str, kind: type) -> tuple[Any, ...]:
-    if not isinstance(data[name], list):
+    return tuple(_checked(value, kind) for value in _listed(data, name))
+
+
+def _listed(data: Any, name: str) -> list[Any]:
+    found = data[name]
+    if not isinstance(found, list):
         raise ValueError(f"'{name}' is no list")
-    return tuple(_checked(value, kind) for value in data[name])
+    return found
 
 
 def _checked(value: Any, kind: type) -> Any:

@@ -2,7 +2,9 @@
 """The life of a kernel in an instance: loaded, booted, halted and unloaded.
 
 Each step is one system call (`zernel.multikernel.kexec`), made under the lock of all instance changes, with
-the journal telling what was begun. A call is believed only when the instance's status shows it.
+the journal telling what was begun. A call is believed only when the instance's status shows it. What
+stops a kernel waits for nothing else: neither for a change of the instances that cannot be settled, nor for a
+disk that takes no journal.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import errno
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from zernel.devicetree.allocations import check_name
 from zernel.devicetree.model import Instance
@@ -138,7 +141,9 @@ def _step(
     force: bool = False,
     files: BootFiles | tuple[Problem, ...] = (),
 ) -> Result:
-    with change(fs, dry_run) as (wire, journal, settled):
+    stops = step in (_HALT, _UNLOAD)
+    with change(fs, dry_run, settle=not stops) as (wire, journal, settled):
+        fs = settled.fs
         problems = list(files) if isinstance(files, tuple) else []
         try:
             found = _find(fs, wire, target).but(notes=settled.notes)
@@ -155,7 +160,8 @@ def _step(
         if journal is None:
             return planned
         begun = CallJournal(journal)
-        begun.begin(step.verb, found.name)
+        with suppress(*([OSError] if stops else [])):
+            begun.begin(step.verb, found.name)
         refusal: OSError | None = None
         try:
             call(kexec.calls_of(fs), found.id)
@@ -193,7 +199,8 @@ def _find(fs: MultikernelFs, wire: Wire, target: Target) -> Result:
         except FileNotFoundError:
             continue  # it was deleted since its name was read
         if target.name is not None or number == target.id:
-            return Result(name, number, _resources(wire, name, number, blob), status, status, changed=False)
+            owns = dict(fs.foreseen).get(name) or _resources(wire, name, number, blob)
+            return Result(name, number, owns, status, status, changed=False)
         ids.append(f"{number} ({name})")
     if target.name is not None:
         raise not_there(target.name, fs.instance_names())

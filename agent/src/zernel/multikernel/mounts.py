@@ -36,6 +36,18 @@ def mount_at(path: Path) -> Mount | None:
     return found
 
 
+def first_path(path: Path) -> Path:
+    """Return one path for the file system that is mounted at ``path``, whichever of its mounts that names:
+    that of the mount with the lowest number. ``path`` itself where nothing is mounted there.
+
+    A bind mount and a second mount show the same device number (the third field of mountinfo).
+    """
+    wanted = str(resolved(path))
+    places = list(_places())
+    device = next((device for device, place in reversed(places) if place == wanted), None)
+    return next((Path(place) for found, place in places if found == device), Path(wanted))
+
+
 def mount_of(descriptor: int, process: int | str = "self") -> Mount | None:
     """Return the mount that an open descriptor of ``process`` is on, or None where it is mounted no more.
 
@@ -45,6 +57,15 @@ def mount_of(descriptor: int, process: int | str = "self") -> Mount | None:
     lines = Path(f"/proc/{process}/fdinfo/{descriptor}").read_text(encoding="ascii").splitlines()
     wanted = next((line.split()[1] for line in lines if line.startswith("mnt_id:")), None)
     return next((mount for number, mount in _mounts(process) if number == wanted), None)
+
+
+def _places() -> Iterator[tuple[str, str]]:
+    """Yield the device number and the path of every mount whose root is its file system's, lowest first."""
+    with Path("/proc/self/mountinfo").open(encoding="utf-8", errors="surrogateescape") as lines:
+        found = [line.split(" ", 5)[:5] for line in lines]
+    for _, _, device, root, where in sorted(found, key=lambda fields: int(fields[0])):
+        if root == "/":
+            yield device, _unescaped(where)
 
 
 def _mounts(process: int | str) -> Iterator[tuple[str, Mount]]:

@@ -54,7 +54,7 @@ def create(
     `ZernelError`, and then there is no new instance.
     """
     with change(fs, dry_run) as (wire, journal, settled):
-        notes = settled.notes
+        fs, notes = settled.fs, settled.notes
         problems = check_name(request.name)
         if problems:
             raise ZernelError(*problems)
@@ -85,7 +85,7 @@ def create(
 def delete(fs: MultikernelFs, name: str, *, dry_run: bool, ensure: bool) -> Outcome:
     """Delete an instance. With ``ensure``, one that is not there is no error."""
     with change(fs, dry_run) as (wire, journal, settled):
-        notes = settled.notes
+        fs, notes = settled.fs, settled.notes
         problems = check_name(name)
         if problems:
             raise ZernelError(*problems)
@@ -115,6 +115,7 @@ def update(fs: MultikernelFs, wish: planning.Update, *, dry_run: bool, root: Pat
     Raises `ZernelError`, and then the instance has what it had, or the error says what it has.
     """
     with change(fs, dry_run) as (wire, journal, settled):
+        fs = settled.fs
         problems = check_name(wish.name)
         if problems:
             raise ZernelError(*problems)
@@ -174,8 +175,9 @@ def rollback(fs: MultikernelFs, transaction: int | None, *, dry_run: bool) -> Ro
     present state is not what the change left.
     """
     with change(fs, dry_run) as (wire, journal, settled):
+        fs = settled.fs
         current = state.load(fs, wire)
-        history = [entry for entry in Journal(fs.root).history() if made_by(fs, entry)]
+        history = [entry for entry in Journal(fs).history() if made_by(fs, entry)]
         entry = undoing.to_undo(history, transaction)
         instances, problems = undoing.undone(current.system, entry, wire)
         before, resources = current.system.instances, current.system.resources

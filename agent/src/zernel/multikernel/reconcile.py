@@ -80,6 +80,7 @@ def reconcile(
     was, or the error says what is not.
     """
     with change(fs, dry_run) as (wire, journal, settled):
+        fs = settled.fs
         current = state.load(fs, wire)
         wishing = {one.name for one in declarations if one.request.wished}
         before = tuple(

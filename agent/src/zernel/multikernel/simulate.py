@@ -15,6 +15,7 @@ import errno
 import os
 import stat
 import time
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from zernel.devicetree.model import MAX_INSTANCE_ID, PAGE_BYTES
 from zernel.devicetree.tree import Node, Property, WrongType
 from zernel.errors import ZernelError
 from zernel.multikernel import simulated_kexec
+from zernel.multikernel.fs import IDENTITY
 from zernel.multikernel.fuse import MAX_WRITE
 from zernel.multikernel.kexec import CONTROL
 from zernel.multikernel.simulate_operations import ORDER, Refused
@@ -41,6 +43,7 @@ OVERLAY_FAULTS = {
     "failed": "the next overlay is not applied and its transaction says failed",
     "midway": "of the next overlay only the first operation is applied; its transaction says failed",
     "partial": "the next overlay is applied, and its transaction says failed",
+    "fewer": "of the next overlay's new instances only the first CPU is given; its transaction says failed",
     "einval": "the next overlay's write fails with EINVAL",
     "enospc": "the next overlay's write fails with ENOSPC",
     "short": "the next overlay's write takes half of the bytes",
@@ -88,6 +91,7 @@ class SimulatedMultikernel(ABC):
         self.faults: list[str] = [] if faults is None else faults
         self.transactions: dict[int, SimulatedTransaction] = {}
         self.writes: dict[int, bytearray] = {}
+        self.identity = f"{uuid.uuid4()}\n".encode()
         self.kexec = simulated_kexec.SimulatedKexec(self.faults, self.instances)
 
     # -- what a version is ----------------------------------------------------------------------------------
@@ -149,11 +153,13 @@ class SimulatedMultikernel(ABC):
         """Return a directory's names or a file's content."""
         match path.parts[1:]:
             case ():
-                return ["SIMULATED", CONTROL, KERNELS, *self.root_files(), "instances", "overlays"]
+                return ["SIMULATED", CONTROL, IDENTITY, KERNELS, *self.root_files(), "instances", "overlays"]
             case ("SIMULATED",):
                 return _NOTICE
             case (name,) if name == CONTROL:
                 return b""
+            case (name,) if name == IDENTITY:
+                return self.identity
             case (name,) if name == KERNELS:
                 return self.kexec.report()
             case ("overlays",):
@@ -297,10 +303,12 @@ class SimulatedMultikernel(ABC):
             if not operations:
                 raise Refused("no operation")
             for target, operation in operations:
+                if fault == "fewer":
+                    _take_all_but_one_cpu(operation)
                 self.operate(target, operation, transaction)
                 if fault == "midway":
                     raise Refused("fault injected after the first operation")
-            if fault == "partial":
+            if fault in ("partial", "fewer"):
                 raise Refused("fault injected after the operations")
             transaction.status = "applied"
         except (Refused, WrongType):
@@ -315,6 +323,15 @@ class SimulatedMultikernel(ABC):
         if not 1 <= number <= MAX_INSTANCE_ID or number in taken:
             raise Refused(f"id {number}")
         return number
+
+
+def _take_all_but_one_cpu(operation: Node) -> None:
+    resources = operation.child("resources")
+    if operation.base_name != "instance-create" or resources is None:
+        return
+    for index, found in enumerate(resources.properties):
+        if found.name == "cpus":
+            resources.properties[index] = Property("cpus", (fdt.u64(found.wide_numbers()[0]),))
 
 
 def _file(files: dict[str, bytes], name: str) -> bytes:

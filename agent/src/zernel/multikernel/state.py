@@ -43,7 +43,7 @@ def load(fs: MultikernelFs, wire: Wire) -> State:
             number, status, tree = fs.instance(name)
         except FileNotFoundError:
             continue  # it was deleted since its name was read
-        instance = _read(fs, wire, name, number, tree, resources)
+        instance = dict(fs.foreseen).get(name) or _read(fs, wire, name, number, tree, resources)
         if instance is None:
             raise fail(
                 "instance-unknown",
@@ -67,7 +67,11 @@ def present(fs: MultikernelFs, wire: Wire, name: str) -> Instance | None:
     except FileNotFoundError:
         return None
     resources = baseline(fs, wire)
-    return _read(fs, wire, name, number, tree, resources) or Instance(name, number, (), 0, 0)
+    return (
+        dict(fs.foreseen).get(name)
+        or _read(fs, wire, name, number, tree, resources)
+        or Instance(name, number, (), 0, 0)
+    )
 
 
 def with_wishes(fs: MultikernelFs, wire: Wire, instance: Instance) -> Instance:

@@ -38,7 +38,7 @@ def to_undo(history: list[Entry], transaction: int | None) -> Entry:
     raise fail(
         "nothing-to-undo",
         "There is no change to roll back",
-        explanation="Zernel made none since the multikernel file system was mounted, or all were rolled back",
+        explanation="Zernel made none since the multikernel file system came up, or all were rolled back",
         suggestion="See what there is: zernel show",
     )
 

@@ -28,7 +28,7 @@ def wire_for(fs: MultikernelFs) -> Wire:
     if live_tree.form(blob) != "v2":
         return V1()
     pool = live_tree.pool(blob)
-    recorded = inventory_record.read(directory_of(fs.root)).believed(pool)
+    recorded = inventory_record.read(directory_of(fs)).believed(pool)
     host = Host((pool.granule if pool else None) or _block_bytes(), fs.iomem)
     return V2(host, pool, recorded, () if recorded or pool is None else _lent(fs))
 

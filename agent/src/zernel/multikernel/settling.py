@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What became of a change that was not finished, and how it is finished or undone.
+
+Three things decide, in this order. The journal: which transactions are those of our steps, and which steps
+were to be taken back already; what it says counts only for the boot of the kernel that it names. The other
+transactions since then: what another program changed is left alone. And the state that the kernel shows, as
+a transaction may be called failed and have been done in part. So undoing can itself be interrupted anywhere,
+any number of times, and taken up again.
+
+What cannot be undone stays in the journal, and no change is made before it is settled, or given up by a
+person (`give_up`). Halting and unloading a kernel change nothing that a plan is made of, and never wait for
+that: a host whose instance hangs must be able to stop it.
+
+Undoing writes inverse overlays, and never removes the directory of a transaction: kernels of the first
+version refuse that, and those of the second undo by it what a failed transaction never did, which may be
+another's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from zernel.devicetree.model import Instance
+from zernel.devicetree.units import format_cpus
+from zernel.errors import ZernelError, fail, os_suggestion
+from zernel.multikernel import state
+from zernel.multikernel.changes import Step, is_part, same, within
+from zernel.multikernel.fs import MultikernelFs, Transaction
+from zernel.multikernel.journal import Entry, Journal
+from zernel.multikernel.wire import Wire
+from zernel.record import Record
+
+KERNEL_LOG = "journalctl -k -g multikernel"
+_WAS = {"create": "created", "update": "changed", "delete": "deleted"}
+_BACK = {"create": "removed again", "update": "changed back", "delete": "created again"}
+
+
+# -- overlays and their transactions ------------------------------------------------------------------------
+
+
+def digest(blob: bytes) -> str:
+    """Return the SHA-256 by which the journal knows an overlay."""
+    return hashlib.sha256(blob).hexdigest()
+
+
+def overlay(fs: MultikernelFs, wire: Wire, step: Step) -> bytes:
+    """Return the overlay of a step."""
+    return wire.step(step, None if step.after is None else state.baseline(fs, wire))
+
+
+def new_transactions(fs: MultikernelFs, known: set[int]) -> list[Transaction]:
+    """Return the transactions that are not ``known``, by number."""
+    found = (fs.transaction(number) for number in sorted(fs.transactions() - known))
+    return [transaction for transaction in found if transaction is not None]
+
+
+def only(sha: str, transactions: list[Transaction]) -> Transaction | None:
+    """Return the transaction that holds our overlay; None if there is none, or two."""
+    own = [found for found in transactions if digest(found.dtbo) == sha]
+    return own[0] if len(own) == 1 else None
+
+
+def shows(fs: MultikernelFs, wire: Wire, step: Step) -> bool:
+    """Say whether the kernel shows what a step leads to."""
+    if step.after is None:
+        return step.name not in fs.instance_names()
+    now = state.present(fs, wire, step.name)
+    return same(now, wire.expected(step.after, now))
+
+
+# -- undoing ------------------------------------------------------------------------------------------------
+
+
+class Undone(Record):
+    """How things stand after a failed change, in words; ``left`` says that a part of it is there still.
+
+    ``removed`` are instances that it had created and that are gone now; ``fs`` is the file system, in a dry
+    run as it would be.
+    """
+
+    texts: tuple[str, ...]
+    fs: MultikernelFs
+    left: bool = False
+    removed: tuple[Instance, ...] = ()
+
+
+def undo(fs: MultikernelFs, wire: Wire, journal: Journal | None, entry: Entry) -> Undone:
+    """Take back what a failed change did, the last step first, and say how things stand.
+
+    Without a journal nothing is written: what would become of it is foreseen.
+    """
+    if len(entry.steps) == 1 and entry.steps[0].after is None:
+        there = entry.steps[0].name in fs.instance_names()  # one that is gone is what was asked for
+        return Undone(("The instance is still there" if there else "The instance is gone",), fs)
+    return _Undoing(fs, wire, journal, entry).run()
+
+
+class _Undoing:
+    def __init__(self, fs: MultikernelFs, wire: Wire, journal: Journal | None, entry: Entry) -> None:
+        self.fs, self.wire, self.journal = fs, wire, journal
+        found = new_transactions(fs, set(entry.before))
+        if not entry.made:  # no inverse overlay was written yet that could be taken for one of these
+            own = [only(sha, found) for sha in entry.overlays]
+            entry = entry.but(made=tuple(one.id if one else None for one in own))
+        self.entry = entry
+        self.texts: list[str] = []
+        self.stuck: set[str] = set()
+        self.removed: list[Instance] = []
+        inverse = {sha for _, sha in entry.undone}
+        ours = dict(zip(entry.made, entry.overlays, strict=True))
+        others = [
+            one
+            for one in found
+            if ours.get(one.id) != (sha := digest(one.dtbo)) and (one.id in ours or sha not in inverse)
+        ]
+        self.changed = self._concerned([one for one in others if one.status == "applied"])
+        self.touched = self._concerned(others)
+        applied = [one for one in found if one.status == "applied" and one not in others]
+        self.done = {one.id for one in applied if one.id in ours}
+        self.inverted = {digest(one.dtbo) for one in applied if one.id not in ours}
+
+    def _concerned(self, transactions: list[Transaction]) -> set[str]:
+        return {name for one in transactions for name in self.wire.concerns(one.instance, one.dtbo)}
+
+    def run(self) -> Undone:
+        steps = self.entry.steps
+        for index in reversed(range(len(steps))):
+            if steps[index].name not in self.stuck:
+                self._take_back(index)
+        new = [step.before for step in steps] == [None]
+        nothing = "Nothing was created" if new else "Nothing was changed"
+        gone = tuple(one for one in self.removed if one.name not in self.fs.instance_names())
+        return Undone(tuple(self.texts) or (nothing,), self.fs, bool(self.stuck), gone)
+
+    def _take_back(self, index: int) -> None:
+        entry = self.entry
+        name = entry.steps[index].name
+        if any(below < index and entry.steps[below].name == name for below, _ in entry.undone):
+            return  # an earlier step of this instance was to be taken back, which comes after this one
+        now = state.present(self.fs, self.wire, name)
+        step, *earlier = (
+            Step(self.wire.expected(one.before, now), self.wire.expected(one.after, now))
+            for one in reversed(entry.steps[: index + 1])
+            if one.name == name
+        )
+        if any(same(now, one.before) for one in (step, *earlier)) and not self._stands(index, now, step):
+            return
+        own = entry.made[index] is not None
+        if not own and step.before is not None and not same(now, step.after):
+            return  # a later step of the same instance, which was never reached
+        # What a creation of ours left that nobody else has touched is ours, though it be less.
+        part_of_ours = step.before is None and name not in self.touched and is_part(now, step.after)
+        if not own or name in self.changed or not (within(now, step) or part_of_ours):
+            by_other = "An instance of this name is there, made" if step.before is None else "It was changed"
+            named = "" if len(entry.steps) == 1 else f"{name}: "
+            self.texts.append(f"{named}{by_other} by another program; it was left alone")
+            return
+        alone = len(entry.steps) == 1
+        part = f"A part of it was {_WAS[step.verb]}" if alone else f"{name}: it was {_WAS[step.verb]}"
+        if _in_use(self.fs, name):
+            self.texts.append(f"{part}; it is in use by now, and was left alone")
+            return
+        failure = self._write(index, Step(now, step.before))
+        if failure is not None:
+            self.stuck.add(name)
+            self.texts.append(f"{part} and could not be {_BACK[step.verb]}{failure}")
+            return
+        self.texts.append(f"{part}, and was {_BACK[step.verb]}")
+        if step.before is None and now is not None:
+            self.removed.append(now)
+
+    def _stands(self, index: int, now: Instance | None, step: Step) -> bool:
+        """Say whether a step is done although the instance looks as before: not all kernels show wishes."""
+        taken_back = any(one == index and sha in self.inverted for one, sha in self.entry.undone)
+        return same(now, step.after) and self.entry.made[index] in self.done and not taken_back
+
+    def _write(self, index: int, step: Step) -> str | None:
+        """Take back the step of this index; return why that failed, empty where that is not known."""
+        if self.journal is None:
+            if taken := _taken(self.fs, self.wire, step.after):
+                return f": {taken}"
+            self.fs = self.fs.foresee(step.name, step.after)
+            return None
+        blob = overlay(self.fs, self.wire, step)
+        why = ""
+        try:
+            undone = (*self.entry.undone, (index, digest(blob)))
+            self.journal.begin(self.entry.but(undone=undone))
+            self.entry = self.entry.but(undone=undone)
+            self.fs.write_overlay(blob)
+        except OSError as error:
+            why = f": {error.strerror}"
+        if shows(self.fs, self.wire, step):
+            return None
+        taken = _taken(self.fs, self.wire, step.after)
+        return f": {taken}" if taken else why
+
+
+def _taken(fs: MultikernelFs, wire: Wire, wanted: Instance | None) -> str | None:
+    """Return what another instance has by now of what one is to get back, or None."""
+    if wanted is None:
+        return None
+    found = []
+    for name in fs.instance_names():
+        other = state.present(fs, wire, name) if name != wanted.name else None
+        if other is None:
+            continue
+        cpus = sorted({*wanted.cpus} & {*other.cpus})
+        memory = wanted.memory_base < other.memory_end and other.memory_base < wanted.memory_end
+        has = [f"CPUs {format_cpus(tuple(cpus))}"] if cpus else []
+        has += ["its memory"] if memory and not wire.places_memory else []
+        has += sorted(map(str, {*wanted.devices} & {*other.devices}))
+        has += [f"id {other.id}"] if other.id == wanted.id else []
+        if has:
+            found.append(f"{name} has {', '.join(has)} by now")
+    return "; ".join(found) or None
+
+
+def _in_use(fs: MultikernelFs, name: str) -> bool:
+    """Say whether a kernel was loaded into the instance: it is somebody's then, however it came about."""
+    return fs.status(name) in ("loaded", "active")
+
+
+# -- settling what an earlier command left ------------------------------------------------------------------
+
+
+class Settled(Record):
+    """What became of a change that an earlier command left: notes for a person, which instances it had
+    created, and which were removed now. ``fs`` is the file system, in a dry run as settling would leave it.
+    """
+
+    fs: MultikernelFs
+    notes: tuple[str, ...] = ()
+    created: frozenset[str] = frozenset()
+    removed: tuple[Instance, ...] = ()
+
+
+def settle(fs: MultikernelFs, wire: Wire, journal: Journal, *, dry_run: bool) -> Settled:
+    """Finish what an earlier command left, and say what was found; in a dry run, what would be.
+
+    A change whose steps were all done is kept; any other is undone. Raises `ZernelError`, and keeps the
+    journal, when a part still cannot be undone: no change is safe before that.
+    """
+    entry = journal.pending()
+    if entry is None:
+        return Settled(fs)
+    earlier = f"An earlier '{entry.command}' was interrupted"
+    if entry.identity != fs.identity:
+        if not dry_run:
+            journal.end()
+        since = "the simulation was" if fs.simulated else "the host was"
+        return Settled(fs, (f"{earlier}: {since} started anew since then, and nothing of it is there",))
+    transactions = new_transactions(fs, set(entry.before))
+    own = [found for sha in entry.overlays if (found := only(sha, transactions)) is not None]
+    last = {step.name: step for step in entry.steps}.values()
+    whole = len(own) == len(entry.steps) and all(found.status == "applied" for found in own)
+    if whole and not entry.undone and all(shows(fs, wire, step) for step in last):
+        if not dry_run:
+            record(journal, entry, tuple(found.id for found in own))
+        created = frozenset(step.name for step in last if step.before is None)
+        return Settled(fs, (f"{earlier}: {_done(entry)}",), created)
+    undone = undo(fs, wire, None if dry_run else journal, entry)
+    if undone.left:
+        raise _leftover(entry, (earlier, *undone.texts))
+    if not dry_run:
+        journal.end()
+    outcome = "; ".join(undone.texts)
+    outcome = {"Nothing was created": "it created nothing", "Nothing was changed": "it changed nothing"}.get(
+        outcome, outcome if len(entry.steps) > 1 else outcome[0].lower() + outcome[1:]
+    )
+    return Settled(undone.fs, (f"{earlier}: {outcome}",), removed=undone.removed)
+
+
+def _done(entry: Entry) -> str:
+    if len(entry.steps) > 1:
+        return "all of it was done"
+    verb = entry.steps[0].verb
+    return {
+        "create": "the instance is there",
+        "delete": "the instance is gone",
+        "update": "the instance has what was asked",
+    }[verb]
+
+
+def _leftover(entry: Entry, texts: tuple[str, ...]) -> ZernelError:
+    new = entry.action == "create"
+    return fail(
+        "leftover",
+        f"What a failed {'creation' if new else 'change'} left cannot be {'removed' if new else 'undone'}",
+        subject=entry.steps[0].name,
+        explanation=texts,
+        suggestion="Free what is in its way, then run the command again: each tries first to undo it;"
+        f" the kernel log may tell more: {KERNEL_LOG}",
+        alternative="Leave it as it is, and end that change: zernel rollback --give-up",
+    )
+
+
+def record(journal: Journal, entry: Entry, transactions: tuple[int, ...]) -> None:
+    """Move a change that was done into the history; raises `ZernelError` where that cannot be written."""
+    try:
+        journal.commit(entry, transactions)
+    except OSError as error:
+        raise fail(
+            "history-not-written",
+            "The change was made, and could not be recorded",
+            subject=entry.steps[0].name,
+            explanation=f"{journal.done}: {error.strerror or error}",
+            suggestion=os_suggestion(error, "Correct what the line above names")
+            + ": the next command records it, and a rollback needs that",
+            alternative="Do without its rollback: zernel rollback --give-up",
+        ) from error
+
+
+class GivenUp(Record):
+    """What was given up: ``left`` says in words what is left of the unfinished change and why; empty where
+    there was none, or where it could be settled, as ``notes`` say."""
+
+    left: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def give_up(fs: MultikernelFs, wire: Wire, journal: Journal, *, dry_run: bool) -> GivenUp:
+    """Settle what an earlier command left; where that cannot be, leave it as it is and end the journal."""
+    try:
+        return GivenUp(notes=settle(fs, wire, journal, dry_run=dry_run).notes)
+    except ZernelError as error:
+        if not dry_run:
+            journal.end()
+        return GivenUp(tuple(text for one in error.problems for text in (one.category, *one.explanation)))
