@@ -164,8 +164,8 @@ def killed(bare: Host) -> Iterator[Killed]:
         assert stdin is not None
         assert stdout is not None
 
-        def run(moment: int, *words: str) -> tuple[int, str]:
-            stdin.write(json.dumps([moment, words]) + "\n")
+        def run(moment: int, *words: str, calls: tuple[str, ...] = ()) -> tuple[int, str]:
+            stdin.write(json.dumps([moment, words, calls]) + "\n")
             stdin.flush()
             status, output = json.loads(stdout.readline())
             return status, output

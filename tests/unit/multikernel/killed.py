@@ -3,8 +3,8 @@
 
 Usage: ``python killed.py``, then one JSON line ``[N, [WORDS...]]`` for each run. The run is a process of its
 own, forked so that Python starts once; it dies right before (even N) or right after (odd N) the N/2-th such
-call. It ends by itself, with the command's own status, when there are fewer calls, or when N is negative. The
-answer is one JSON line ``[STATUS, STDOUT]``.
+call, or of those that a third item of the line lists. It ends by itself, with the command's own status, when
+there are fewer calls, or when N is negative. The answer is one JSON line ``[STATUS, STDOUT]``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CALLS = ("open", "write", "pwrite", "ftruncate", "replace", "rename", "unlink", 
 WRITES = os.O_WRONLY | os.O_RDWR
 
 
-def arm(moment: int) -> None:
+def arm(moment: int, calls: list[str]) -> None:
     seen = 0
 
     def watched(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,16 +43,16 @@ def arm(moment: int) -> None:
 
         return wrapper
 
-    for name in CALLS:
+    for name in calls:
         setattr(os, name, watched(name, getattr(os, name)))
 
 
-def run(moment: int, words: list[str]) -> tuple[int, str]:
+def run(moment: int, words: list[str], calls: list[str]) -> tuple[int, str]:
     with tempfile.TemporaryFile() as output:
         pid = os.fork()
         if pid == 0:
             os.dup2(output.fileno(), 1)
-            arm(moment)
+            arm(moment, calls or list(CALLS))
             status = main(words)
             sys.stdout.flush()
             os._exit(status)
