@@ -54,6 +54,7 @@ def test_the_tree_before_and_after_a_transaction(host: Host) -> None:
     assert sorted(path.name for path in host.root.iterdir()) == [
         "SIMULATED",
         "SIMULATED.calls",
+        "SIMULATED.identity",
         "SIMULATED.kernels",
         "device_tree",
         "instances",
