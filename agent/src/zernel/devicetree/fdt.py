@@ -220,5 +220,7 @@ def _read_nodes(data: bytes, names: bytes) -> Node:
 def _name(names: bytes, offset: int) -> str:
     end = names.find(b"\0", offset, offset + _MAX_NAME_BYTES + 1)
     if end < 0:
-        raise ValueError(f"the name of a property lies outside of the blob or is over {_MAX_NAME_BYTES} bytes")
+        raise ValueError(
+            f"the name of a property lies outside of the blob or is over {_MAX_NAME_BYTES} bytes"
+        )
     return names[offset:end].decode()
