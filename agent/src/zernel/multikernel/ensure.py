@@ -121,7 +121,7 @@ class _Plan:
         name = self.wish.name
         if problems := check_name(name):
             raise ZernelError(*problems)
-        before = state.present(self.fs, self.wire, name) if name in self.fs.instance_names() else None
+        before = state.load_one(self.fs, self.wire, name) if name in self.fs.instance_names() else None
         status = self.fs.status(name) if before else None
         if before is None and self.wish.state == "absent":
             # Settling may have deleted it just now.

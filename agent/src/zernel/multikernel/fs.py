@@ -135,8 +135,14 @@ class MultikernelFs(Record):
             raise OSError(errno.EIO, f"only {written} of {len(blob)} bytes were taken", str(path))
 
     def _read(self, path: Path) -> bytes:
-        with path.open("rb") as file:
-            return file.read(2 << 20)
+        try:
+            with path.open("rb") as file:
+                return file.read(2 << 20)
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            # What kernfs answers for a file that was found and whose node was removed since.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
 
     def _text(self, path: Path) -> str:
         return self._read(path)[:4096].decode(errors="replace").strip("\0\n ")

@@ -79,7 +79,7 @@ def create(
             return outcome.but(placed=not wire.places_memory)
         done = apply(fs, wire, journal, "create", steps)
         (made,) = placed(fs, wire, steps)
-        return outcome.but(after=made.after, transactions=done, status=fs.instance(instance.name)[1])
+        return outcome.but(after=made.after, transactions=done, status=fs.status(instance.name))
 
 
 def delete(fs: MultikernelFs, name: str, *, dry_run: bool, ensure: bool) -> Outcome:
@@ -97,10 +97,9 @@ def delete(fs: MultikernelFs, name: str, *, dry_run: bool, ensure: bool) -> Outc
             if ensure:
                 return Outcome(None, None, changed=False, notes=notes)
             raise planning.not_there(name, names)
-        existing = state.present(fs, wire, name)
-        if existing is None:  # another program deleted it since its name was read
+        existing, status = state.load_one(fs, wire, name), fs.status(name)
+        if existing is None or status is None:  # another program deleted it since its name was read
             return Outcome(None, None, changed=False, notes=notes)
-        status = fs.instance(name)[1]
         if status in ("loaded", "active"):
             raise ZernelError(planning.busy(name, status))
         outcome = Outcome(existing, None, status, notes=notes)
@@ -122,13 +121,11 @@ def update(fs: MultikernelFs, wish: planning.Update, *, dry_run: bool, root: Pat
         existing = current.instance(wish.name)
         if existing is None:
             raise planning.not_there(wish.name, list(current.statuses))
-        if wish.moves(existing):
-            existing = state.with_wishes(fs, wire, existing)
-        instances = tuple(existing if one.name == wish.name else one for one in current.system.instances)
+        instances = current.system.instances
         moved = wire.places_memory and wish.memory_base not in (None, existing.memory_base)
         if wire.places_memory:
             wish = wish.but(memory_base=None)
-        after, problems = planning.update(current.system.but(instances=instances), existing, wish, root)
+        after, problems = planning.update(current.system, existing, wish, root)
         if moved:
             problems.append(planning.place_not_chosen(wish.name))
         target = tuple(after if one is existing else one for one in instances)

@@ -81,11 +81,7 @@ def reconcile(
     """
     with change(fs, dry_run) as (wire, journal, settled):
         current = state.load(fs, wire)
-        wishing = {one.name for one in declarations if one.request.wished}
-        before = tuple(
-            state.with_wishes(fs, wire, one) if one.name in wishing else one
-            for one in current.system.instances
-        )
+        before = current.system.instances
         declared = {one.name for one in declarations}
         others = tuple(one.name for one in before if one.name not in declared)
         base = tuple(one for one in before if one.name in declared or not prune)
@@ -115,12 +111,17 @@ def reconcile(
             after,
             net,
             () if prune else others,
-            {name: fs.instance(name)[1] for name in fs.instance_names()} if done else current.statuses,
+            _statuses(fs) if done else current.statuses,
             journal is not None or not wire.places_memory,
             done,
             tuple(problems),
             settled.notes,
         )
+
+
+def _statuses(fs: MultikernelFs) -> dict[str, str]:
+    found = ((name, fs.status(name)) for name in fs.instance_names())
+    return {name: status for name, status in found if status is not None}
 
 
 def plan(
