@@ -152,31 +152,16 @@ class _Plan:
             if here.before is None:
                 request = _request(self.fs, self.wish)
                 outcome = operations.create(self.fs, request, dry_run=True, ensure=False, root=self.root)
-                return here.but(
-                    after=outcome.after,
-                    status_after="ready",
-                    steps=("create",),
-                    placed=outcome.placed,
-                    warnings=outcome.warnings,
-                )
+                return _changed(here.but(status_after="ready", steps=("create",)), outcome)
             if not self.wish.resources.given:
                 return here
             outcome = operations.update(self.fs, _update(self.wish), dry_run=True, root=self.root)
-            assert outcome.before is not None
-            assert outcome.after is not None
         except ZernelError as error:
             self.problems += error.problems
             return here
         if not outcome.changed:
             return here
-        return here.but(
-            after=outcome.after,
-            steps=("update",),
-            replaced=outcome.replaced,
-            placed=outcome.placed,
-            operations=() if outcome.replaced else tuple(operations_of(outcome.before, outcome.after)),
-            warnings=outcome.warnings,
-        )
+        return _changed(here.but(steps=("update",)), outcome)
 
     def kernel(self, owned: Ensured) -> Ensured:
         """Return the state once its kernel is loaded, runs or does not."""
@@ -249,6 +234,21 @@ def _update(wish: Wish) -> planning.Update:
     return planning.Update(name=wish.name, **wish.resources.given)  # type: ignore[arg-type]
 
 
+def _changed(found: Ensured, outcome: operations.Outcome) -> Ensured:
+    """Return ``found`` with what came, or would come, of a creation or an update."""
+    before, after = outcome.before, outcome.after
+    moved: list[Operation] = []
+    if before is not None and after is not None and not outcome.replaced:
+        moved = operations_of(before, after)
+    return found.but(
+        after=after,
+        replaced=outcome.replaced,
+        placed=outcome.placed,
+        operations=tuple(moved),
+        warnings=outcome.warnings,
+    )
+
+
 def _carried_out(fs: MultikernelFs, wish: Wish, planned: Ensured, root: Path) -> Ensured:
     """Take the steps, and return what came of them."""
     found = planned
@@ -275,15 +275,16 @@ def _step(fs: MultikernelFs, wish: Wish, verb: str, found: Ensured, root: Path) 
             request = _request(fs, wish)
             outcome = operations.create(fs, request, dry_run=False, ensure=True, root=root)
         elif verb == "update":
-            outcome = operations.update(fs, _update(wish), dry_run=False, root=root)
+            outcome = operations.update(fs, _update(wish), dry_run=False, root=root, judged=found.before)
         else:
             outcome = operations.delete(fs, name, dry_run=False, ensure=True)
-        transactions = (*found.transactions, *outcome.transactions)
-        if verb == "delete":
-            return found.but(transactions=transactions)
-        return found.but(
-            after=outcome.after, status_after=outcome.status, placed=True, transactions=transactions
+        found = found.but(
+            transactions=(*found.transactions, *outcome.transactions),
+            notes=tuple(dict.fromkeys((*found.notes, *outcome.notes))),
         )
+        if verb == "delete":
+            return found
+        return _changed(found.but(status_after=outcome.status), outcome)
     if verb == "load":
         assert found.files is not None
         result = lifecycle.load(fs, target, found.files, dry_run=False, ensure=True)

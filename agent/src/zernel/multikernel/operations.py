@@ -14,9 +14,9 @@ from pathlib import Path
 from zernel.devicetree.allocations import check_name
 from zernel.devicetree.model import Instance
 from zernel.devicetree.validate import is_valid
-from zernel.errors import Problem, ZernelError
+from zernel.errors import Problem, ZernelError, fail
 from zernel.multikernel import planning, state, undoing
-from zernel.multikernel.changes import Step, same
+from zernel.multikernel.changes import Step, differences, same
 from zernel.multikernel.fs import MultikernelFs, Transaction
 from zernel.multikernel.journal import Entry, Journal
 from zernel.multikernel.ordering import order
@@ -108,10 +108,18 @@ def delete(fs: MultikernelFs, name: str, *, dry_run: bool, ensure: bool) -> Outc
         return outcome.but(transactions=apply(fs, wire, journal, "delete", [Step(existing, None)]))
 
 
-def update(fs: MultikernelFs, wish: planning.Update, *, dry_run: bool, root: Path = Path("/")) -> Outcome:
+def update(
+    fs: MultikernelFs,
+    wish: planning.Update,
+    *,
+    dry_run: bool,
+    root: Path = Path("/"),
+    judged: Instance | None = None,
+) -> Outcome:
     """Change what an instance owns, by the least that leads there.
 
-    Raises `ZernelError`, and then the instance has what it had, or the error says what it has.
+    ``judged`` is what the instance was when the change was decided upon: it must be so still. Raises
+    `ZernelError`, and then the instance has what it had, or the error says what it has.
     """
     with change(fs, dry_run) as (wire, journal, settled):
         problems = check_name(wish.name)
@@ -121,6 +129,14 @@ def update(fs: MultikernelFs, wish: planning.Update, *, dry_run: bool, root: Pat
         existing = current.instance(wish.name)
         if existing is None:
             raise planning.not_there(wish.name, list(current.statuses))
+        if judged is not None and not same(existing, judged):
+            raise fail(
+                "state-changed",
+                "Another command has changed the instance meanwhile",
+                subject=wish.name,
+                explanation=tuple(differences(existing, judged)),
+                suggestion="Run it again: it is judged anew then",
+            )
         instances = current.system.instances
         moved = wire.places_memory and wish.memory_base not in (None, existing.memory_base)
         if wire.places_memory:
