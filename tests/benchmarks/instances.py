@@ -43,6 +43,8 @@ def measure() -> Iterator[Figure]:
         with _simulation(Path(directory)) as environment:
             yield from _transactions(environment)
             yield from _at_once(environment)
+        with _simulation(Path(directory)) as environment:
+            yield from _apply(Path(directory), environment)
 
 
 # -- a cold report ------------------------------------------------------------------------------------------
@@ -138,7 +140,7 @@ def _validation(directory: Path) -> Iterator[Figure]:
     yield Figure("validate: growth", slope, "k", 1.2, detail)
 
 
-def _best(command: list[str], runs: int = 7) -> tuple[float, int]:
+def _best(command: list[str], runs: int = 7, environment: dict[str, str] | None = None) -> tuple[float, int]:
     """Return the least processor time in seconds and the peak resident size in KiB of a command.
 
     Processor time: the process never waits, and other load on the machine is not what is measured.
@@ -146,11 +148,11 @@ def _best(command: list[str], runs: int = 7) -> tuple[float, int]:
     times, peak = [], 0
     for _ in range(runs):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     measured = subprocess.run(
-        [PYTHON, "-c", _PEAK, *command], check=True, stdout=subprocess.PIPE, text=True
+        [PYTHON, "-c", _PEAK, *command], check=True, stdout=subprocess.PIPE, text=True, env=environment
     ).stdout
     peak = int(measured)
     return min(times), peak
@@ -171,6 +173,37 @@ def _slope(sizes: list[float], values: list[float]) -> float:
     return sum((a - middle) * (b - level) for a, b in zip(x, y, strict=True)) / sum(
         (a - middle) ** 2 for a in x
     )
+
+
+# -- many declared instances --------------------------------------------------------------------------------
+
+
+def _apply(directory: Path, environment: dict[str, str]) -> Iterator[Figure]:
+    """Yield how long a plan for 512 declared instances takes, how it grows, and how long their creation."""
+    scales = (8, 16, 32, 64)
+    seconds: list[float] = []
+    start, _ = _best([ZERNEL, "validate", str(REPO / "docs/examples/minimal.dts")])
+    for scale in scales:
+        baseline, declared = directory / f"baseline-{scale}.dts", directory / f"declared-{scale}"
+        baseline.write_text(render.source(render.system_tree(System(host(scale).resources))))
+        _zernel(environment, "init", f"--input={baseline}", "--apply")
+        declared.mkdir()
+        (declared / "all.yaml").write_text(
+            "---\n".join(f"name: i{n}\ncpu_count: 4\nmemory: 1GB\n" for n in range(8 * scale))
+        )
+        command = [ZERNEL, "apply", f"--directory={declared}", "--dry-run"]
+        seconds.append(_best(command, 3, environment)[0])
+    slope = _slope([float(scale) for scale in scales], [taken - start for taken in seconds])
+    grown = ", ".join(f"{taken:.3f}" for taken in seconds)
+    yield Figure(
+        "apply --dry-run, 512 instances", seconds[-1], "s", 4, "4,096 CPUs, 64 nodes; CPU time, whole process"
+    )
+    detail = f"t ~ n^k for n = 64, 128, 256, 512: {grown} s, less {start:.3f} s for starting up"
+    yield Figure("apply --dry-run: growth", slope, "k", 1.5, detail)
+    began = time.monotonic()
+    _zernel(environment, "apply", f"--directory={directory / f'declared-{scales[-1]}'}")
+    detail = "in one change; the lock is held that long, and other commands wait 10 s for it; SIMULATED"
+    yield Figure("apply, 512 new instances", time.monotonic() - began, "s", None, detail)
 
 
 # -- transactions -------------------------------------------------------------------------------------------

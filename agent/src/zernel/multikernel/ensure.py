@@ -20,13 +20,12 @@ from zernel.multikernel import boot_files, lifecycle, operations, planning, stat
 from zernel.multikernel.boot_files import BootFiles
 from zernel.multikernel.changes import Operation
 from zernel.multikernel.changes import operations as operations_of
-from zernel.multikernel.fs import MultikernelFs, Transaction
+from zernel.multikernel.fs import ACTIVE, LOADED, READY, MultikernelFs, Transaction, has_kernel
 from zernel.multikernel.transactions import Settled, change, labelling
 from zernel.multikernel.wire import Wire
 from zernel.record import Record
 
 STATES = ("present", "absent", "loaded", "started", "stopped")
-_BUSY = ("loaded", "active")
 
 
 class Resources(Record):
@@ -137,11 +136,11 @@ class _Plan:
             return here
         gone = here.but(after=None, status_after=None, steps=("delete",))
         status = here.status_before
-        if status in (None, "ready"):
+        if status in (None, READY):
             return gone
         if self.wish.force:
-            return gone.but(steps=(*(("kill",) if status != "loaded" else ()), "unload", "delete"))
-        if status in _BUSY:
+            return gone.but(steps=(*(("kill",) if status != LOADED else ()), "unload", "delete"))
+        if has_kernel(status):
             forced = "To stop its kernel and delete it all the same: --force"
             self.problems.append(planning.busy(self.wish.name, str(status)).but(alternative=forced))
         return gone
@@ -152,7 +151,7 @@ class _Plan:
             if here.before is None:
                 request = _request(self.fs, self.wish)
                 outcome = operations.create(self.fs, request, dry_run=True, ensure=False, root=self.root)
-                return _changed(here.but(status_after="ready", steps=("create",)), outcome)
+                return _changed(here.but(status_after=READY, steps=("create",)), outcome)
             if not self.wish.resources.given:
                 return here
             outcome = operations.update(self.fs, _update(self.wish), dry_run=True, root=self.root)
@@ -167,12 +166,12 @@ class _Plan:
         """Return the state once its kernel is loaded, runs or does not."""
         status, wish = owned.status_after, self.wish
         verbs: tuple[str, ...] = ()
-        if wish.state == "stopped" and status not in ("ready", "loaded"):
+        if wish.state == "stopped" and status not in (READY, LOADED):
             verbs = ("kill",)
-        elif wish.state == "loaded" and status not in _BUSY:
+        elif wish.state == "loaded" and not has_kernel(status):
             verbs = ("load",)
-        elif wish.state == "started" and status != "active":
-            verbs = ("exec",) if status == "loaded" else ("load", "exec")
+        elif wish.state == "started" and status != ACTIVE:
+            verbs = ("exec",) if status == LOADED else ("load", "exec")
         if owned.after is None:  # it cannot be created; what is to be loaded is judged all the same
             if wish.state in ("loaded", "started"):
                 self.files()
@@ -195,7 +194,7 @@ class _Plan:
         if wish.kernel is not None and wish.state in ("loaded", "started") and "load" not in verbs:
             said = f"{wish.name} has a kernel already, and nothing tells which: {wish.kernel} was not loaded"
             owned = owned.but(notes=(*owned.notes, said))
-        after = {"load": "loaded", "exec": "active", "kill": "loaded"}
+        after = {"load": LOADED, "exec": ACTIVE, "kill": LOADED}
         return owned.but(
             status_after=after[verbs[-1]] if verbs else status,
             steps=(*owned.steps, *verbs),

@@ -25,7 +25,15 @@ mounted."""
 MAGIC = 0x6D6B6673
 """statfs(2) f_type of the kernel's multikernel file system ("mkfs")."""
 SIMULATED_TYPE = "fuse.zernel-simulated"
+READY, LOADED, ACTIVE = "ready", "loaded", "active"
+"""The statuses of an instance: without a kernel, with one, and with one that runs."""
 _PENDING_SECONDS = 5.0
+
+
+def has_kernel(status: str | None) -> bool:
+    """Say whether an instance with this status has a kernel, running or not: it is not deleted then, and
+    nothing is taken from it. None, or a word that is no status of the three, is no kernel."""
+    return status in (LOADED, ACTIVE)
 
 
 class Transaction(Record):
@@ -104,7 +112,7 @@ class MultikernelFs(Record):
         return int(number), self._text(directory / "status"), self._read(directory / "device_tree")
 
     def status(self, name: str) -> str | None:
-        """Return an instance's status (ready, loaded, active), or None when there is no such instance."""
+        """Return an instance's status (`READY`, `LOADED`, `ACTIVE`); None when there is no such instance."""
         try:
             return self._text(self.root / "instances" / name / "status")
         except FileNotFoundError:

@@ -17,7 +17,7 @@ from zernel.devicetree.validate import is_valid
 from zernel.errors import Problem, ZernelError, fail
 from zernel.multikernel import planning, state, undoing
 from zernel.multikernel.changes import Step, differences, same
-from zernel.multikernel.fs import MultikernelFs, Transaction
+from zernel.multikernel.fs import MultikernelFs, Transaction, has_kernel
 from zernel.multikernel.journal import Entry, Journal
 from zernel.multikernel.ordering import order
 from zernel.multikernel.transactions import apply, change, made_by
@@ -100,7 +100,7 @@ def delete(fs: MultikernelFs, name: str, *, dry_run: bool, ensure: bool) -> Outc
         existing, status = state.load_one(fs, wire, name), fs.status(name)
         if existing is None or status is None:  # another program deleted it since its name was read
             return Outcome(None, None, changed=False, notes=notes)
-        if status in ("loaded", "active"):
+        if has_kernel(status):
             raise ZernelError(planning.busy(name, status))
         outcome = Outcome(existing, None, status, notes=notes)
         if journal is None:

@@ -23,7 +23,7 @@ from zernel.errors import Problem, ZernelError, fail, os_suggestion
 from zernel.multikernel import state
 from zernel.multikernel.call_journal import CallJournal
 from zernel.multikernel.changes import Step, same, within
-from zernel.multikernel.fs import MultikernelFs, Transaction, labelled
+from zernel.multikernel.fs import MultikernelFs, Transaction, has_kernel, labelled
 from zernel.multikernel.journal import Entry, Journal
 from zernel.multikernel.pool import settle as settle_pool
 from zernel.multikernel.wire import Wire
@@ -99,7 +99,8 @@ def apply(
     Raises `ZernelError` otherwise; what had been done by then was undone, in reverse. Where that failed too,
     the journal keeps the entry and the next command tries again.
     """
-    blobs = [_overlay(fs, wire, step) for step in steps]
+    resources = state.baseline(fs, wire)
+    blobs = [wire.step(step, resources) for step in steps]
     before = fs.transactions()
     entry = Entry(
         journal.next_number(),
@@ -336,7 +337,4 @@ def _done(entry: Entry) -> str:
 
 def _in_use(fs: MultikernelFs, name: str) -> bool:
     """Say whether a kernel was loaded into the instance: it is somebody's then, however it came about."""
-    try:
-        return fs.instance(name)[1] in ("loaded", "active")
-    except FileNotFoundError:
-        return False
+    return has_kernel(fs.status(name))
