@@ -100,7 +100,7 @@ baseline:
   sample: {cpus: {total: 8, host_reserved: [0, 1], available: [2, 3, 4, 5, 6, 7]}}
 baseline_complete:
   description: Whether the whole baseline is known. V(false) where another program applied one that holds
-    the pool only.
+    the pool only; totals, what the host keeps and the devices' types are V(null) in RV(baseline) then.
   type: bool
   returned: success
   sample: true

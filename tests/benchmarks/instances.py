@@ -43,6 +43,8 @@ def measure() -> Iterator[Figure]:
         with _simulation(Path(directory)) as environment:
             yield from _transactions(environment)
             yield from _at_once(environment)
+        with _simulation(Path(directory)) as environment:
+            yield from _apply(Path(directory), environment)
 
 
 # -- a cold report ------------------------------------------------------------------------------------------
@@ -138,7 +140,7 @@ def _validation(directory: Path) -> Iterator[Figure]:
     yield Figure("validate: growth", slope, "k", 1.2, detail)
 
 
-def _best(command: list[str], runs: int = 7) -> tuple[float, int]:
+def _best(command: list[str], runs: int = 7, environment: dict[str, str] | None = None) -> tuple[float, int]:
     """Return the least processor time in seconds and the peak resident size in KiB of a command.
 
     Processor time: the process never waits, and other load on the machine is not what is measured.
@@ -146,11 +148,11 @@ def _best(command: list[str], runs: int = 7) -> tuple[float, int]:
     times, peak = [], 0
     for _ in range(runs):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     measured = subprocess.run(
-        [PYTHON, "-c", _PEAK, *command], check=True, stdout=subprocess.PIPE, text=True
+        [PYTHON, "-c", _PEAK, *command], check=True, stdout=subprocess.PIPE, text=True, env=environment
     ).stdout
     peak = int(measured)
     return min(times), peak
@@ -171,6 +173,43 @@ def _slope(sizes: list[float], values: list[float]) -> float:
     return sum((a - middle) * (b - level) for a, b in zip(x, y, strict=True)) / sum(
         (a - middle) ** 2 for a in x
     )
+
+
+# -- many declared instances --------------------------------------------------------------------------------
+
+
+def _apply(
+    directory: Path, environment: dict[str, str], scales: tuple[int, ...] = (8, 16, 32, 64)
+) -> Iterator[Figure]:
+    """Yield how long a plan for 8 x scale declared instances takes, how it grows, and how long the change."""
+    seconds: list[float] = []
+    start, _ = _best(_planned(directory, 1), 3, environment)
+    for scale in scales:
+        baseline = directory / f"baseline-{scale}.dts"
+        baseline.write_text(render.source(render.system_tree(System(host(scale).resources))))
+        _zernel(environment, "init", f"--input={baseline}", "--apply")
+        seconds.append(_best(_planned(directory, 8 * scale), 3, environment)[0])
+    count = 8 * scales[-1]
+    what = f"{64 * scales[-1]} CPUs, {scales[-1]} nodes; CPU time, whole process"
+    yield Figure(f"apply --dry-run, {count} instances", seconds[-1], "s", 4, what)
+    slope = _slope([float(scale) for scale in scales], [taken - start for taken in seconds])
+    grown = ", ".join(f"{taken:.3f}" for taken in seconds)
+    sizes = ", ".join(str(8 * scale) for scale in scales)
+    detail = f"t ~ n^k for n = {sizes}: {grown} s, less {start:.3f} s for one"
+    yield Figure("apply --dry-run: growth", slope, "k", 1.7, detail)
+    began = time.monotonic()
+    _zernel(environment, *_planned(directory, count)[1:-1])
+    detail = "in one change; the lock is held that long, and other commands wait 10 s for it; SIMULATED"
+    yield Figure(f"apply, {count} new instances", time.monotonic() - began, "s", None, detail)
+
+
+def _planned(directory: Path, count: int) -> list[str]:
+    """Return the command that plans ``count`` declared instances."""
+    declared = directory / f"declared-{count}"
+    declared.mkdir(exist_ok=True)
+    texts = (f"name: i{number}\ncpu_count: 4\nmemory: 1GB\n" for number in range(count))
+    (declared / "all.yaml").write_text("---\n".join(texts))
+    return [ZERNEL, "apply", f"--directory={declared}", "--dry-run"]
 
 
 # -- transactions -------------------------------------------------------------------------------------------

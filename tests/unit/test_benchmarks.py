@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -32,3 +33,15 @@ def test_transactions_and_eight_at_once_are_measured(tmp_path: Path, monkeypatch
         "created at once: allocated twice": 0,
         "created at once: too few": 0,
     }
+
+
+def test_the_planning_of_declared_instances_is_measured(tmp_path: Path) -> None:
+    with instances._simulation(tmp_path) as environment:
+        figures = list(instances._apply(tmp_path, environment, (4, 8)))
+        shown = json.loads(instances._zernel(environment, "show", "--format=json"))["instances"]
+    assert [figure.name for figure in figures] == [
+        "apply --dry-run, 64 instances",
+        "apply --dry-run: growth",
+        "apply, 64 new instances",
+    ]
+    assert len(shown) == 64

@@ -38,6 +38,14 @@ def blob(name: str = "system.dts") -> bytes:
     return fdt.write(render.system_tree(system))
 
 
+def shared_name(count: int, size: int) -> bytes:
+    """Return a blob whose root has ``count`` properties that share one name of ``size`` bytes."""
+    nodes = fdt.u32(1, 0) + fdt.u32(3, 0, 0) * count + fdt.u32(2, 9)
+    start, end = 56, 56 + len(nodes)
+    head = fdt.u32(fdt.MAGIC, end + size + 1, start, end, 40, 17, 16, 0, size + 1, len(nodes))
+    return head + bytes(16) + nodes + b"a" * size + b"\0"
+
+
 FILES: dict[str, Callable[[], tuple[bytes, str]]] = {
     "nothing": lambda: (b"", "must begin with a version mark"),
     "garbage": lambda: (bytes(range(256)) * 64, "neither device tree source nor a blob"),
@@ -113,6 +121,14 @@ FILES: dict[str, Callable[[], tuple[bytes, str]]] = {
     "half of a blob": lambda: (blob()[: len(blob()) // 2], "Malformed device tree blob"),
     "a blob's header": lambda: (blob()[:40], "Malformed device tree blob"),
     "a magic number": lambda: (blob()[:4], "Malformed device tree blob"),
+    "a blob whose properties share a name of 200,000 bytes": lambda: (
+        shared_name(60_000, 200_000),
+        "The name of a property lies outside of the blob or is over 255 bytes",
+    ),
+    "a blob whose properties share a name of 255 bytes": lambda: (
+        shared_name(60_000, 255),
+        "Baseline must contain /resources",
+    ),
     "a blob with a path for a name": lambda: (
         blob().replace(b"web-server", b"../../evil"),
         "Invalid instance name: '../../evil'",

@@ -13,8 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zernel.cli.main import main
+from zernel.devicetree.model import Resources
 from zernel.errors import ZernelError
 from zernel.multikernel.desired import read_directory
+from zernel.multikernel.wire_v1 import V1
 
 from .conftest import Host, Killed, names, pending, settled_by_next
 
@@ -55,6 +58,29 @@ def test_what_is_declared_is_made_and_a_second_run_changes_nothing(host: Host, d
     assert (again["status"], again["changed"], again["transactions"]) == ("unchanged", False, [])
     assert again["before"] == again["after"] == found
     assert host.instances() == found
+
+
+def test_the_baseline_is_read_as_often_for_many_instances_as_for_one(
+    host: Host, declare: Declare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ZERNEL_MULTIKERNEL_ROOT", "ZERNEL_STATE_DIR"):
+        monkeypatch.setenv(name, host.environment()[name])
+    read, times = V1.read_baseline, 0
+
+    def counted(wire: V1, blob: bytes) -> tuple[Resources, bool]:
+        nonlocal times
+        times += 1
+        return read(wire, blob)
+
+    monkeypatch.setattr(V1, "read_baseline", counted)
+    found = []
+    for count in (1, 8):
+        times = 0
+        declared = {f"web{number}": "cpu_count: 2\nmemory: 1GB\n" for number in range(count)}
+        assert main(["apply", declare(**declared), "--prune"]) == 0
+        found.append(times)
+    assert len(names(host)) == 8
+    assert 1 <= found[1] <= found[0]
 
 
 def test_an_update_keeps_what_it_can(host: Host, declare: Declare) -> None:

@@ -10,8 +10,12 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from zernel.cli.main import main
+from zernel.multikernel import operations
 
 from .conftest import Host, Killed, pending
 from .lives import pending as call_pending
@@ -54,6 +58,33 @@ def test_the_data_is_the_same_for_every_outcome(host: Host, kernel: Path) -> Non
         "transactions": [],
     }
     assert again["loaded"] is None
+
+
+def test_an_instance_that_another_command_changed_meanwhile_is_not_changed(
+    host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.ok("ensure", "web", *OWNS, "--id=1")
+    for name in ("ZERNEL_MULTIKERNEL_ROOT", "ZERNEL_STATE_DIR"):
+        monkeypatch.setenv(name, host.environment()[name])
+    update = operations.update
+
+    def late(*args: Any, dry_run: bool, **kwargs: Any) -> operations.Outcome:
+        if not dry_run:  # the way was judged, and its first step has not begun
+            host.ok("ensure", "web", "--id=9")
+        return update(*args, dry_run=dry_run, **kwargs)
+
+    monkeypatch.setattr(operations, "update", late)
+    words = ["ensure", "web", "--cpus=4-9", "--id=1", "--format=json"]
+    assert main(words) == 1
+    (error,) = json.loads(capsys.readouterr().out)["errors"]
+    assert error["code"] == "state-changed"
+    assert host.instances()["web"]["id"] == 9
+    assert host.instances()["web"]["cpus"] == [4, 5, 6, 7]
+    monkeypatch.setattr(operations, "update", update)
+    assert main(words) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert (done["replaced"], done["operations"]) == (True, [])
+    assert host.instances()["web"]["id"] == 1
 
 
 def test_a_change_can_be_rolled_back(host: Host) -> None:

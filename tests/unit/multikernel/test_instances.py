@@ -6,13 +6,18 @@ from __future__ import annotations
 import json
 import re
 import time
+from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
+from zernel.cli.main import main
+from zernel.devicetree import fdt
+from zernel.devicetree.tree import Node, Property, Tree
 from zernel.devicetree.units import parse_memory
 from zernel.errors import ZernelError
 
-from .conftest import Host
+from .conftest import EXAMPLES, Host, wire_of, write_overlay
 
 GB = 1 << 30
 
@@ -291,3 +296,64 @@ def test_show_before_and_after_as_text(host: Host) -> None:
     shown = host.ok("show")
     assert "No instances" in shown
     assert re.search(r"^SIMULATED: ", shown, re.MULTILINE)
+
+
+def test_of_a_baseline_that_holds_the_pool_only_nothing_else_is_told(empty: Host) -> None:
+    pool = Node(
+        "resources",
+        properties=[
+            Property("cpus", (fdt.u64(8, 9, 10),)),
+            Property("memory-base", (fdt.u64(GB),)),
+            Property("memory-bytes", (fdt.u64(2 * GB),)),
+        ],
+        children=[
+            Node("devices", children=[Node("eth0", properties=[Property("device-type", ("ethernet",))])])
+        ],
+    )
+    (empty.root / "device_tree").write_bytes(fdt.write(Tree(Node("/", children=[pool]))))
+    data = empty.json("show")
+    assert data["baseline_complete"] is False
+    hardware = data["hardware"]
+    assert hardware["cpus"] == {"total": None, "host_reserved": None, "available": [8, 9, 10]}
+    assert hardware["memory"] == {
+        "total_bytes": None,
+        "host_reserved_bytes": None,
+        "memory_pool_base": GB,
+        "memory_pool_bytes": 2 * GB,
+    }
+    assert (hardware["devices"]["eth0"]["type"], hardware["devices"]["eth0"]["host_reserved_vf"]) == (
+        None,
+        None,
+    )
+    assert (
+        "  CPUs: total unknown\n    Host reserved: unknown\n    Memory pool: 8-10 (3 CPUs)\n"
+        "  Memory: total unknown\n    Host reserved: unknown\n    Memory pool: 2GB at 0x40000000\n"
+        "  Devices: eth0\n"
+    ) in empty.ok("show")
+    before = empty.json("init", f"--input={EXAMPLES / 'baseline.dts'}", "--apply")["before"]
+    assert before == hardware
+
+
+@pytest.mark.parametrize("file", ["id", "status", "device_tree"])
+def test_an_instance_that_is_deleted_while_it_is_read_is_not_there(
+    host: Host, file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.ok("create", "web", "--cpus=4", "--memory=1GB")
+    host.ok("create", "db", "--cpus=5", "--memory=1GB")
+    removal = wire_of(host).remove("web")
+    opened = Path.open
+
+    def removed_meanwhile(path: Path, *args: Any, **kwargs: Any) -> IO[Any]:
+        found = opened(path, *args, **kwargs)
+        if path == host.root / "instances/web" / file:
+            monkeypatch.undo()
+            write_overlay(host, removal)  # as another program, between this process's open and its read
+        return found
+
+    environment = host.environment()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("ZERNEL_MULTIKERNEL_ROOT", "ZERNEL_STATE_DIR"):
+            patch.setenv(name, environment[name])
+        monkeypatch.setattr(Path, "open", removed_meanwhile)
+        assert main(["show", "--format=json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["instances"]) == {"db"}

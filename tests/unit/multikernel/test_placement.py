@@ -29,6 +29,7 @@ from zernel.devicetree.validate import is_valid, validate
 from zernel.errors import ZernelError
 from zernel.multikernel import allocate, planning
 from zernel.multikernel.allocate import Wishes
+from zernel.multikernel.placement import Layout
 from zernel.topology import Topology
 
 NOWHERE = Path("/nonexistent")
@@ -110,6 +111,23 @@ def machines(draw: st.DrawFn) -> Machine:
     return Machine(System(resources, others), Topology(siblings if known else {}, sockets if known else {}))
 
 
+@given(machines(), SEEDS)
+@settings(deadline=None)
+def test_a_layout_that_followed_changes_is_that_of_the_state_they_led_to(machine: Machine, seed: int) -> None:
+    rng = random.Random(seed)
+    followed = Layout(machine.system, machine.topology)
+    owners = {one.name: one for one in machine.system.instances}
+    for number in range(6):
+        name = rng.choice([*owners, f"new-{number}"])
+        before = owners.get(name, Instance(name, None, (), 0, PAGE_BYTES))
+        free = rng.sample(followed.free, rng.randint(0, len(followed.free)))
+        after = before.but(cpus=(*(cpu for cpu in before.cpus if rng.random() < 0.5), *free))
+        followed.move(name, before.cpus, after.cpus)
+        owners[name] = after
+    fresh = Layout(machine.system.but(instances=tuple(owners.values())), machine.topology)
+    assert (followed.owners, followed.split, followed.free) == (fresh.owners, fresh.split, fresh.free)
+
+
 def a_count(data: st.DataObject, highest: int) -> int:
     """Draw a number from 1 to ``highest``, each as likely as the others."""
     return random.Random(data.draw(SEEDS)).randint(1, highest)
@@ -124,7 +142,8 @@ def named(machine: Machine, data: st.DataObject) -> tuple[int, ...]:
 
 
 def chosen(machine: Machine, count: int, wishes: Wishes) -> tuple[int, ...]:
-    return allocate.choose_cpus(machine.system, count, "new", wishes, machine.topology)
+    layout = Layout(machine.system, machine.topology)
+    return allocate.choose_cpus(machine.system.resources, layout, count, "new", wishes)
 
 
 def even(counts: Counter[int], room: Counter[int]) -> bool:

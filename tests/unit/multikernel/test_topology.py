@@ -13,12 +13,10 @@ from zernel.devicetree.model import Instance, Resources, System
 from zernel.devicetree.tree import Node
 from zernel.host import hardware
 from zernel.multikernel.changes import same
-from zernel.multikernel.fs import MultikernelFs
-from zernel.multikernel.state import with_wishes
 from zernel.multikernel.wire_v1 import V1
 from zernel.topology import locate_devices, pci_numa_node, read
 
-from .conftest import Host, write_overlay
+from .conftest import BOTH, Host, write_overlay
 from .test_hardware import Machine
 
 GB = 1 << 30
@@ -284,20 +282,55 @@ def test_a_baseline_of_another_machine_has_no_cores_and_that_is_said_when_they_m
     assert "/nonexistent/sys/devices/system/cpu/present cannot be read" in shown
 
 
-def test_wishes_that_a_kernel_does_not_show_are_read_from_the_overlay(tmp_path: Path) -> None:
-    asked = Instance("web", 1, (4, 5), 0x80000000, GB, (), (0,), "spread", "bind")
-    bare = asked.but(numa_nodes=(), cpu_affinity=None, memory_policy=None)
-    files = MultikernelFs(tmp_path, True)
-    for number, status, instance in ((2, "applied", asked), (3, "failed", asked.but(cpu_affinity="local"))):
-        directory = tmp_path / f"overlays/tx_{number}"
-        directory.mkdir(parents=True)
-        (directory / "status").write_text(status)
-        (directory / "instance").write_text("web")
-        (directory / "dtbo").write_bytes(V1().create(instance))
-    assert with_wishes(files, V1(), bare) == asked
-    assert with_wishes(files, V1(), bare.but(name="db")) == bare.but(name="db")
-    shown = bare.but(cpu_affinity="compact")
-    assert with_wishes(files, V1(), shown) == shown
+@pytest.fixture
+def forgetful(bare: Host) -> Host:
+    """A host whose kernel does not show the NUMA nodes and policies of its instances."""
+    bare.start("--fault=policies-hidden")
+    bare.init()
+    return bare
+
+
+PLACED = ("create", "web", "--cpu-count=2", "--memory=1GB", "--cpu-affinity=spread", "--memory-policy=local")
+
+
+@BOTH
+def test_what_a_kernel_does_not_show_of_the_wishes_is_known_all_the_same(forgetful: Host) -> None:
+    created = forgetful.json(*PLACED)["after"]
+    assert (created["cpu_affinity"], created["memory_policy"]) == ("spread", "local")
+    assert forgetful.instances()["web"] == created
+    assert not forgetful.json(*PLACED, "--ensure")["changed"]
+    refused = forgetful.refused(*PLACED, "--cpu-affinity=compact", "--ensure")
+    assert "CPU affinity: has spread, asked compact" in refused
+    ensure = ("ensure", "web", "--state=present", "--cpu-affinity=spread")
+    assert forgetful.json(*ensure)["before"] == created
+    # An instance that has none is not given those of an older one with its name.
+    forgetful.ok("delete", "web")
+    forgetful.ok("create", "web", "--cpu-count=2", "--memory=1GB")
+    assert forgetful.instances()["web"]["cpu_affinity"] is None
+
+
+@BOTH
+def test_what_can_be_changed_in_place_is_also_where_a_kernel_does_not_show_the_wishes(
+    forgetful: Host, tmp_path: Path
+) -> None:
+    directory = tmp_path / "instances.d"
+    directory.mkdir()
+    words = ("apply", f"--directory={directory}")
+    for count in (2, 4):
+        (directory / "web.yaml").write_text(
+            f"name: web\ncpu_count: {count}\nmemory: 1GB\ncpu_affinity: spread\n"
+        )
+        assert forgetful.json(*words)["changed"]
+        assert not forgetful.json(*words)["changed"]
+    undone = forgetful.json("rollback")
+    assert [operation["operation"] for step in undone["steps"] for operation in step["operations"]] == [
+        "cpu-remove"
+    ]
+    before = forgetful.instances()["web"]
+    forgetful.ok("delete", "web")
+    forgetful.ok("rollback")
+    after = forgetful.instances()["web"]
+    assert after | {"memory_base": 0} == before | {"memory_base": 0}
 
 
 # -- what the kernel says of the host -----------------------------------------------------------------------

@@ -343,6 +343,12 @@ def test_without_a_record_that_agrees_only_the_pool_is_known(host: Host, how: st
     assert data["hardware"]["cpus"]["available"] == [physical_id(cpu) for cpu in range(4, last + 1)]
     text = host.ok("show")
     assert "only the pool is known" in text
+    # What another program's pool does not tell is not guessed.
+    cpus, memory = data["hardware"]["cpus"], data["hardware"]["memory"]
+    assert (cpus["total"], cpus["host_reserved"]) == (None, None)
+    assert (memory["total_bytes"], memory["host_reserved_bytes"]) == (None, None)
+    assert "  CPUs: total unknown\n    Host reserved: unknown\n    Memory pool: " in text
+    assert "  Memory: total unknown\n    Host reserved: unknown\n    Memory pool: " in text
     assert "CPUs are shown by their physical ids" in text
     # Commands take what is shown.
     assert "CPU 4 is reserved for host" in host.refused("create", "web", "--cpus=4", "--memory=1GB")

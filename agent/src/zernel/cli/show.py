@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         "root": str(target.root),
         "wire": wire.name,
         "baseline_complete": current.complete,
-        "hardware": report.hardware_data(resources),
+        "hardware": report.hardware_data(resources, complete=current.complete),
         "instances": {
             instance.name: report.instance_data(instance, current.statuses[instance.name])
             for instance in instances
@@ -75,7 +75,9 @@ def run(args: argparse.Namespace) -> int:
     }
 
     def text() -> str:
-        lines = [] if args.name is not None else [*report.inventory_lines(resources), ""]
+        lines: list[str] = []
+        if args.name is None:
+            lines = [*report.inventory_lines(resources, complete=current.complete), ""]
         if args.name is None and not current.complete:
             lost = ", or Zernel's record of it is lost" if wire.places_memory else ""
             ids = ["CPUs are shown by their physical ids"] if wire.places_memory else []

@@ -40,7 +40,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         default=[],
         choices=list(simulate.FAULTS),
         help="let the next overlay, load, unload, boot or halt meet a fault; each further --fault is for the"
-        " one after it",
+        " one after it (policies-hidden: from the start)",
     )
     add_format_option(parser)
     parser.set_defaults(wrong_usage=parser.error)

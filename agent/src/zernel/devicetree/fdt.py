@@ -21,6 +21,9 @@ MAX_BLOB_BYTES = 1 << 20
 _HEADER = struct.Struct(">10I")
 _BEGIN_NODE, _END_NODE, _PROP, _NOP, _END = 1, 2, 3, 4, 9
 _MAX_DEPTH = 32
+_MAX_NAME_BYTES = 255
+"""The specification gives properties 31 bytes, but the properties of /__symbols__ have the names of labels,
+which dtc does not bound."""
 
 
 def u32(*numbers: int) -> bytes:
@@ -172,6 +175,8 @@ def _read_nodes(data: bytes, names: bytes) -> Node:
     at = 0
     stack: list[Node] = []
     root: Node | None = None
+    # Properties share names: without this, a blob of 4 MiB could hold the same long one 100,000 times over.
+    known: dict[int, str] = {}
     while True:
         (token,) = struct.unpack_from(">I", data, at)
         at += 4
@@ -193,7 +198,9 @@ def _read_nodes(data: bytes, names: bytes) -> Node:
             at += 8
             if at + length > len(data) or not stack:
                 raise ValueError("a property lies outside of the tree")
-            name = names[offset : names.index(b"\0", offset)].decode()
+            name = known.get(offset)
+            if name is None:
+                name = known[offset] = _name(names, offset)
             stack[-1].properties.append(Property(name, (data[at : at + length],)))
             at = (at + length + 3) & ~3
         elif token == _END_NODE:
@@ -208,3 +215,12 @@ def _read_nodes(data: bytes, names: bytes) -> Node:
         raise ValueError("the tree ends within a node")
     root.name = "/"
     return root
+
+
+def _name(names: bytes, offset: int) -> str:
+    end = names.find(b"\0", offset, offset + _MAX_NAME_BYTES + 1)
+    if end < 0:
+        raise ValueError(
+            f"the name of a property lies outside of the blob or is over {_MAX_NAME_BYTES} bytes"
+        )
+    return names[offset:end].decode()

@@ -7,14 +7,17 @@ validation to say, which looks at what a person chose in the same way.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from zernel.devicetree.free import divided_fit, first_fit, free_memory, node_memory, within
-from zernel.devicetree.model import MAX_INSTANCE_ID, DeviceUse, Instance, System
+from zernel.devicetree.model import MAX_INSTANCE_ID, DeviceUse, Instance, Resources, System
 from zernel.devicetree.topology_rules import memory_nodes
 from zernel.devicetree.units import format_cpus, format_size
 from zernel.errors import Problem, fail
 from zernel.multikernel import placement
+from zernel.multikernel.placement import Layout
 from zernel.record import Record
-from zernel.topology import UNKNOWN, Topology
+from zernel.topology import Topology
 
 _SHOWN = 8
 """Pairs of siblings that a warning lists."""
@@ -33,19 +36,17 @@ ANYWHERE = Wishes()
 
 
 def choose_cpus(
-    system: System, count: int, subject: str, wishes: Wishes = ANYWHERE, topology: Topology = UNKNOWN
+    resources: Resources, layout: Layout, count: int, subject: str, wishes: Wishes = ANYWHERE
 ) -> tuple[int, ...]:
     """Return ``count`` free CPUs, ascending; raises `ZernelError` when there are not as many."""
-    layout = placement.Layout(system, topology)
-    nodes = _known(system, wishes.numa_nodes)
-    attached = {device.name: device.numa_node for device in system.resources.devices}
+    nodes = _known(resources, wishes.numa_nodes)
+    wanted = {use.device for use in wishes.devices}
     near = frozenset(
-        node
-        for use in wishes.devices
-        if (node := attached.get(use.device)) is not None and (not nodes or node in nodes)
+        device.numa_node
+        for device in (resources.devices if wanted else ())
+        if device.name in wanted and device.numa_node is not None and (not nodes or device.numa_node in nodes)
     )
-    home = near or placement.home_nodes(layout, count, nodes)
-    chosen = placement.choose(layout, count, wishes.cpu_affinity, nodes, home)
+    chosen = placement.choose(layout, count, wishes.cpu_affinity, nodes, near)
     if chosen is not None:
         return chosen
     free = layout.free_on(nodes)
@@ -67,34 +68,23 @@ def choose_cpus(
     )
 
 
-def rest_of_cores(system: System, instance: Instance, topology: Topology) -> list[int]:
-    """Return the free CPUs, ascending, of the cores that ``instance`` alone has a part of."""
-    others = tuple(one for one in system.instances if one.name != instance.name)
-    layout = placement.Layout(system.but(instances=others), topology)
-    own = {layout.core(cpu) for cpu in instance.cpus}
-    return [
-        cpu
-        for cpu in placement.without(layout.free, instance.cpus)
-        if layout.core(cpu) in own and layout.is_whole(cpu)
-    ]
-
-
-def shared_cores(system: System, instance: Instance, topology: Topology) -> list[Problem]:
+def shared_cores(
+    resources: Resources, others: Iterable[Instance], layout: Layout, instance: Instance, topology: Topology
+) -> list[Problem]:
     """Return a warning when ``instance`` has a part of a core whose other part somebody else has.
 
-    ``system`` holds the other instances.
+    ``layout`` is that of ``others``, and may have the instance, too.
     """
-    layout = placement.Layout(system, topology)
-    sharers = layout.sharers(instance.cpus)
+    sharers = layout.sharers(instance.name, instance.cpus)
     if not sharers:
         return []
+    rest = tuple(one for one in others if one.name != instance.name)
+    layout = Layout(System(resources, rest), topology)
     pairs = [(cpu, sibling, owner) for owner, found in sharers.items() for cpu, sibling in found]
     owners = " or ".join(owner for owner in sharers if owner != "the host kernel")
-    nodes = _known(system, instance.numa_nodes)
-    count = len(set(instance.cpus))
-    home = placement.home_nodes(layout, count, nodes)
-    better = placement.choose(layout, count, instance.cpu_affinity, nodes, home)
-    if better is not None and layout.sharers(better):
+    nodes = _known(resources, instance.numa_nodes)
+    better = placement.choose(layout, len(set(instance.cpus)), instance.cpu_affinity, nodes)
+    if better is not None and layout.sharers(instance.name, better):
         better = None
     return [
         Problem(
@@ -130,7 +120,7 @@ def choose_memory(
     resources = system.resources
     gaps = free_memory(resources.memory, system.instances)
     nodes = memory_nodes(
-        system, Instance(subject, None, cpus, 0, size, numa_nodes=_known(system, wishes.numa_nodes))
+        system, Instance(subject, None, cpus, 0, size, numa_nodes=_known(resources, wishes.numa_nodes))
     )
     policy = wishes.memory_policy
     wants_near = policy is not None or wishes.numa_nodes or wishes.cpu_affinity == "local"
@@ -179,9 +169,9 @@ def choose_id(system: System, subject: str) -> int:
     return number
 
 
-def _known(system: System, nodes: tuple[int, ...]) -> tuple[int, ...]:
+def _known(resources: Resources, nodes: tuple[int, ...]) -> tuple[int, ...]:
     """Return the nodes; none at all when one does not exist, which validation refuses."""
-    there = {node.node_id for node in system.resources.numa_nodes}
+    there = {node.node_id for node in resources.numa_nodes} if nodes else set()
     return nodes if there.issuperset(nodes) else ()
 
 

@@ -22,7 +22,8 @@ class Applied(Record):
     """What became of a baseline: the inventory before it, and the one that the kernel has now.
 
     ``wire`` names the form that was used, None where only the kernel's answer would tell. ``placed`` is
-    False while the kernel has yet to choose where the pool is. ``notes`` are for a person.
+    False while the kernel has yet to choose where the pool is. Of what another program applied only the pool
+    is known: ``before_complete`` is False then. ``notes`` are for a person.
     """
 
     before: Resources | None
@@ -31,6 +32,7 @@ class Applied(Record):
     wire: str | None
     placed: bool = True
     notes: tuple[str, ...] = ()
+    before_complete: bool = True
 
 
 def apply_baseline(fs: MultikernelFs, resources: Resources, *, dry_run: bool) -> Applied:
@@ -50,7 +52,7 @@ def apply_baseline(fs: MultikernelFs, resources: Resources, *, dry_run: bool) ->
             memory = resources.memory.but(pool_base=before.memory.pool_base)
             asked = resources.but(memory=memory)
         if (shown and before == asked) or (not wire.places_memory and before == asked):
-            return Applied(before, asked, False, wire.name, notes=settled.notes)
+            return Applied(before, asked, False, wire.name, notes=settled.notes, before_complete=shown)
         names = fs.instance_names()
         if names:
             raise fail(
@@ -63,13 +65,13 @@ def apply_baseline(fs: MultikernelFs, resources: Resources, *, dry_run: bool) ->
             _recorded(fs, resources)  # its problems are a dry run's, too
         if journal is None:
             placed = not wire.places_memory
-            return Applied(before, resources, True, told, placed, settled.notes)
+            return Applied(before, resources, True, told, placed, settled.notes, shown)
         used, after = _write(fs, wire, told, resources, journal)
         notes = settled.notes
         if after.memory.pool_base != resources.memory.pool_base:
             base, asked_base = after.memory.pool_base, resources.memory.pool_base
             notes += (f"The kernel placed the memory pool at {base:#x}; the baseline says {asked_base:#x}",)
-        return Applied(before, after, True, used, notes=notes)
+        return Applied(before, after, True, used, notes=notes, before_complete=shown)
 
 
 def _write(

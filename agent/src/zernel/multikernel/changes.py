@@ -77,10 +77,15 @@ def operations(before: Instance, after: Instance) -> list[Operation]:
         if cpus:
             found.append(Operation(f"cpu-{kind}", cpus=cpus))
     for kind, one, other in (("remove", before, after), ("add", after, before)):
-        devices = tuple(use for use in one.devices if use not in other.devices)
+        devices = _without(one.devices, other.devices)
         if devices:
             found.append(Operation(f"device-{kind}", devices=devices))
     return found
+
+
+def _without(devices: tuple[DeviceUse, ...], others: tuple[DeviceUse, ...]) -> tuple[DeviceUse, ...]:
+    left_out = set(others)
+    return tuple(use for use in devices if use not in left_out)
 
 
 def same(shown: Instance | None, asked: Instance | None) -> bool:
@@ -106,10 +111,11 @@ def _ordered(instance: Instance) -> Instance:
 
 def kept(before: Instance, after: Instance) -> Instance:
     """Return ``before`` without what ``after`` does not have: what is left when only removals were done."""
+    cpus, devices = set(after.cpus), set(after.devices)
     return before.but(
         memory_bytes=min(before.memory_bytes, after.memory_bytes),
-        cpus=tuple(cpu for cpu in before.cpus if cpu in set(after.cpus)),
-        devices=tuple(use for use in before.devices if use in after.devices),
+        cpus=tuple(cpu for cpu in before.cpus if cpu in cpus),
+        devices=tuple(use for use in before.devices if use in devices),
     )
 
 
@@ -118,7 +124,7 @@ def union(before: Instance, after: Instance) -> Instance:
     return before.but(
         memory_bytes=max(before.memory_bytes, after.memory_bytes),
         cpus=tuple(sorted({*before.cpus, *after.cpus})),
-        devices=(*before.devices, *(use for use in after.devices if use not in before.devices)),
+        devices=(*before.devices, *_without(after.devices, before.devices)),
     )
 
 
@@ -205,9 +211,7 @@ def check_in_place(before: Instance, after: Instance, resources: Resources) -> l
     if any(getattr(before, name) != getattr(after, name) for name in policies):
         cannot("policy-fixed", "NUMA nodes, CPU affinity and memory policy")
     whole = {device.name for device in resources.devices if device.pci_id is not None}
-    moved = [
-        use for use in {*before.devices, *after.devices} if (use in before.devices) != (use in after.devices)
-    ]
+    moved = set(before.devices) ^ set(after.devices)
     parts = sorted(str(use) for use in moved if use.label not in whole)
     if parts:
         cannot(

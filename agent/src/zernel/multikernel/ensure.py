@@ -20,14 +20,13 @@ from zernel.multikernel import boot_files, lifecycle, operations, planning, stat
 from zernel.multikernel.boot_files import BootFiles
 from zernel.multikernel.changes import Operation
 from zernel.multikernel.changes import operations as operations_of
-from zernel.multikernel.fs import MultikernelFs, Transaction
+from zernel.multikernel.fs import ACTIVE, LOADED, READY, MultikernelFs, Transaction, has_kernel
 from zernel.multikernel.settling import Settled
 from zernel.multikernel.transactions import change, labelling
 from zernel.multikernel.wire import Wire
 from zernel.record import Record
 
 STATES = ("present", "absent", "loaded", "started", "stopped")
-_BUSY = ("loaded", "active")
 
 
 class Resources(Record):
@@ -122,7 +121,7 @@ class _Plan:
         name = self.wish.name
         if problems := check_name(name):
             raise ZernelError(*problems)
-        before = state.present(self.fs, self.wire, name) if name in self.fs.instance_names() else None
+        before = state.load_one(self.fs, self.wire, name) if name in self.fs.instance_names() else None
         status = self.fs.status(name) if before else None
         if before is None and self.wish.state == "absent":
             # Settling may have deleted it just now.
@@ -138,11 +137,11 @@ class _Plan:
             return here
         gone = here.but(after=None, status_after=None, steps=("delete",))
         status = here.status_before
-        if status in (None, "ready"):
+        if status in (None, READY):
             return gone
         if self.wish.force:
-            return gone.but(steps=(*(("kill",) if status != "loaded" else ()), "unload", "delete"))
-        if status in _BUSY:
+            return gone.but(steps=(*(("kill",) if status != LOADED else ()), "unload", "delete"))
+        if has_kernel(status):
             forced = "To stop its kernel and delete it all the same: --force"
             self.problems.append(planning.busy(self.wish.name, str(status)).but(alternative=forced))
         return gone
@@ -153,42 +152,27 @@ class _Plan:
             if here.before is None:
                 request = _request(self.fs, self.wish)
                 outcome = operations.create(self.fs, request, dry_run=True, ensure=False, root=self.root)
-                return here.but(
-                    after=outcome.after,
-                    status_after="ready",
-                    steps=("create",),
-                    placed=outcome.placed,
-                    warnings=outcome.warnings,
-                )
+                return _changed(here.but(status_after=READY, steps=("create",)), outcome)
             if not self.wish.resources.given:
                 return here
             outcome = operations.update(self.fs, _update(self.wish), dry_run=True, root=self.root)
-            assert outcome.before is not None
-            assert outcome.after is not None
         except ZernelError as error:
             self.problems += error.problems
             return here
         if not outcome.changed:
             return here
-        return here.but(
-            after=outcome.after,
-            steps=("update",),
-            replaced=outcome.replaced,
-            placed=outcome.placed,
-            operations=() if outcome.replaced else tuple(operations_of(outcome.before, outcome.after)),
-            warnings=outcome.warnings,
-        )
+        return _changed(here.but(steps=("update",)), outcome)
 
     def kernel(self, owned: Ensured) -> Ensured:
         """Return the state once its kernel is loaded, runs or does not."""
         status, wish = owned.status_after, self.wish
         verbs: tuple[str, ...] = ()
-        if wish.state == "stopped" and status not in ("ready", "loaded"):
+        if wish.state == "stopped" and status not in (READY, LOADED):
             verbs = ("kill",)
-        elif wish.state == "loaded" and status not in _BUSY:
+        elif wish.state == "loaded" and not has_kernel(status):
             verbs = ("load",)
-        elif wish.state == "started" and status != "active":
-            verbs = ("exec",) if status == "loaded" else ("load", "exec")
+        elif wish.state == "started" and status != ACTIVE:
+            verbs = ("exec",) if status == LOADED else ("load", "exec")
         if owned.after is None:  # it cannot be created; what is to be loaded is judged all the same
             if wish.state in ("loaded", "started"):
                 self.files()
@@ -211,7 +195,7 @@ class _Plan:
         if wish.kernel is not None and wish.state in ("loaded", "started") and "load" not in verbs:
             said = f"{wish.name} has a kernel already, and nothing tells which: {wish.kernel} was not loaded"
             owned = owned.but(notes=(*owned.notes, said))
-        after = {"load": "loaded", "exec": "active", "kill": "loaded"}
+        after = {"load": LOADED, "exec": ACTIVE, "kill": LOADED}
         return owned.but(
             status_after=after[verbs[-1]] if verbs else status,
             steps=(*owned.steps, *verbs),
@@ -250,6 +234,21 @@ def _update(wish: Wish) -> planning.Update:
     return planning.Update(name=wish.name, **wish.resources.given)  # type: ignore[arg-type]
 
 
+def _changed(found: Ensured, outcome: operations.Outcome) -> Ensured:
+    """Return ``found`` with what came, or would come, of a creation or an update."""
+    before, after = outcome.before, outcome.after
+    moved: list[Operation] = []
+    if before is not None and after is not None and not outcome.replaced:
+        moved = operations_of(before, after)
+    return found.but(
+        after=after,
+        replaced=outcome.replaced,
+        placed=outcome.placed,
+        operations=tuple(moved),
+        warnings=outcome.warnings,
+    )
+
+
 def _carried_out(fs: MultikernelFs, wish: Wish, planned: Ensured, root: Path) -> Ensured:
     """Take the steps, and return what came of them."""
     found = planned
@@ -276,15 +275,16 @@ def _step(fs: MultikernelFs, wish: Wish, verb: str, found: Ensured, root: Path) 
             request = _request(fs, wish)
             outcome = operations.create(fs, request, dry_run=False, ensure=True, root=root)
         elif verb == "update":
-            outcome = operations.update(fs, _update(wish), dry_run=False, root=root)
+            outcome = operations.update(fs, _update(wish), dry_run=False, root=root, judged=found.before)
         else:
             outcome = operations.delete(fs, name, dry_run=False, ensure=True)
-        transactions = (*found.transactions, *outcome.transactions)
-        if verb == "delete":
-            return found.but(transactions=transactions)
-        return found.but(
-            after=outcome.after, status_after=outcome.status, placed=True, transactions=transactions
+        found = found.but(
+            transactions=(*found.transactions, *outcome.transactions),
+            notes=tuple(dict.fromkeys((*found.notes, *outcome.notes))),
         )
+        if verb == "delete":
+            return found
+        return _changed(found.but(status_after=outcome.status), outcome)
     if verb == "load":
         assert found.files is not None
         result = lifecycle.load(fs, target, found.files, dry_run=False, ensure=True)

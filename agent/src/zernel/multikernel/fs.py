@@ -28,11 +28,19 @@ MAGIC = 0x6D6B6673
 SIMULATED_TYPE = "fuse.zernel-simulated"
 IDENTITY = "SIMULATED.identity"
 """The file of a simulation that tells it from any other: what it held is lost when it ends."""
+READY, LOADED, ACTIVE = "ready", "loaded", "active"
+"""The statuses of an instance: without a kernel, with one, and with one that runs."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PENDING_SECONDS = 5.0
 TYPE_CHECKING = False  # as in zernel.record
 if TYPE_CHECKING:
     from zernel.devicetree.model import Instance
+
+
+def has_kernel(status: str | None) -> bool:
+    """Say whether an instance with this status has a kernel, running or not: it is not deleted then, and
+    nothing is taken from it. None, or a word that is no status of the three, is no kernel."""
+    return status in (LOADED, ACTIVE)
 
 
 class Transaction(Record):
@@ -130,7 +138,7 @@ class MultikernelFs(Record):
             instance = foreseen[name]
             if instance is None:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-            return instance.id or 0, "ready", b""  # nothing else is ever undone
+            return instance.id or 0, READY, b""  # nothing else is ever undone
         directory = self.root / "instances" / name
         number = self._text(directory / "id")
         if not number.isdecimal():
@@ -142,7 +150,7 @@ class MultikernelFs(Record):
         return int(number), self._text(directory / "status"), self._read(directory / "device_tree")
 
     def status(self, name: str) -> str | None:
-        """Return an instance's status (ready, loaded, active), or None when there is no such instance."""
+        """Return an instance's status (`READY`, `LOADED`, `ACTIVE`); None when there is no such instance."""
         try:
             if name in dict(self.foreseen):
                 return self.instance(name)[1]
@@ -175,8 +183,14 @@ class MultikernelFs(Record):
             raise OSError(errno.EIO, f"only {written} of {len(blob)} bytes were taken", str(path))
 
     def _read(self, path: Path) -> bytes:
-        with path.open("rb") as file:
-            return file.read(2 << 20)
+        try:
+            with path.open("rb") as file:
+                return file.read(2 << 20)
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            # What kernfs answers for a file that was found and whose node was removed since.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
 
     def _text(self, path: Path) -> str:
         return self._read(path)[:4096].decode(errors="replace").strip("\0\n ")

@@ -175,7 +175,7 @@ class _Server:
         if opcode in (_READ, _WRITE, _READDIR):
             handle, offset, size = struct.unpack_from("<QQI", body)
             if opcode == _READ:
-                return self.fs.read(path)[offset : offset + size]
+                return self.content(path)[offset : offset + size]
             if opcode == _READDIR:
                 return self.directory(path, offset, size)
             data = body[_WRITE_HEADER_BYTES : _WRITE_HEADER_BYTES + size]
@@ -195,6 +195,13 @@ class _Server:
         if opcode in _EMPTY_ANSWER:
             return b""
         raise OSError(errno.EPERM if opcode in _NOT_PERMITTED else errno.ENOSYS, "refused")
+
+    def content(self, path: PurePosixPath) -> bytes:
+        try:
+            return self.fs.read(path)
+        except FileNotFoundError:
+            # It was there when it was opened: kernfs answers this when a node was removed meanwhile.
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from None
 
     def init(self, body: bytes) -> bytes:
         major, _minor, readahead, offered = struct.unpack_from("<IIII", body)

@@ -22,7 +22,7 @@ from zernel.errors import Problem, ZernelError, fail
 from zernel.multikernel import kexec
 from zernel.multikernel.boot_files import BootFiles
 from zernel.multikernel.call_journal import CallJournal
-from zernel.multikernel.fs import MultikernelFs
+from zernel.multikernel.fs import ACTIVE, LOADED, READY, MultikernelFs
 from zernel.multikernel.planning import not_there
 from zernel.multikernel.transactions import change
 from zernel.multikernel.wire import Wire
@@ -67,10 +67,10 @@ class Result(Record):
     notes: tuple[str, ...] = ()
 
 
-_LOAD = Step("load", ("loaded", "active"), "load the image")
-_UNLOAD = Step("unload", ("ready",), "unload the instance's kernel")
-_BOOT = Step("exec", ("active",), "boot the instance", _SETTLE_SECONDS)
-_HALT = Step("kill", ("loaded", "ready"), "stop the instance", _SETTLE_SECONDS)
+_LOAD = Step("load", (LOADED, ACTIVE), "load the image")
+_UNLOAD = Step("unload", (READY,), "unload the instance's kernel")
+_BOOT = Step("exec", (ACTIVE,), "boot the instance", _SETTLE_SECONDS)
+_HALT = Step("kill", (LOADED, READY), "stop the instance", _SETTLE_SECONDS)
 
 
 def load(
@@ -229,23 +229,23 @@ def _refusals(step: Step, found: Result, *, force: bool) -> tuple[Problem, ...]:
         f"zernel kill {name}",
     )
     refusals = {
-        ("load", "loaded"): ("A kernel is loaded already", f"Unload it first: {unload}", f"Boot it: {boot}"),
-        ("load", "active"): ("A kernel is running", f"Stop and unload it first: {halt} && {unload}", None),
-        ("unload", "ready"): ("No kernel is loaded", f"Load one: {load}", None),
-        ("unload", "active"): ("The kernel is running", f"Stop it first: {halt}", None),
-        ("exec", "ready"): ("No kernel is loaded", f"Load one first: {load}", None),
-        ("exec", "active"): ("The kernel is running already", f"Stop it first: {halt}", None),
-        ("kill", "ready"): ("The instance is not running", f"Load a kernel: {load}", None),
-        ("kill", "loaded"): (
+        ("load", LOADED): ("A kernel is loaded already", f"Unload it first: {unload}", f"Boot it: {boot}"),
+        ("load", ACTIVE): ("A kernel is running", f"Stop and unload it first: {halt} && {unload}", None),
+        ("unload", READY): ("No kernel is loaded", f"Load one: {load}", None),
+        ("unload", ACTIVE): ("The kernel is running", f"Stop it first: {halt}", None),
+        ("exec", READY): ("No kernel is loaded", f"Load one first: {load}", None),
+        ("exec", ACTIVE): ("The kernel is running already", f"Stop it first: {halt}", None),
+        ("kill", READY): ("The instance is not running", f"Load a kernel: {load}", None),
+        ("kill", LOADED): (
             "The instance is not running",
             f"Unload its kernel, or boot it: {unload}, {boot}",
             f"Should a CPU of it not have stopped: {halt} --force",
         ),
     }
     refusal = refusals.get((step.verb, status))
-    if refusal is None and (status in ("ready", "loaded", "active") or step is _HALT):
+    if refusal is None and (status in (READY, LOADED, ACTIVE) or step is _HALT):
         return ()  # the step's own status; and whatever else the kernel calls it, it may be stopped
-    if force and status == "loaded":
+    if force and status == LOADED:
         return ()
     if refusal is None:
         refusal = (

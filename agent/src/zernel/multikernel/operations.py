@@ -14,10 +14,10 @@ from pathlib import Path
 from zernel.devicetree.allocations import check_name
 from zernel.devicetree.model import Instance
 from zernel.devicetree.validate import is_valid
-from zernel.errors import Problem, ZernelError
+from zernel.errors import Problem, ZernelError, fail
 from zernel.multikernel import planning, state, undoing
-from zernel.multikernel.changes import Step, same
-from zernel.multikernel.fs import MultikernelFs, Transaction
+from zernel.multikernel.changes import Step, differences, same
+from zernel.multikernel.fs import MultikernelFs, Transaction, has_kernel
 from zernel.multikernel.journal import Entry, Journal
 from zernel.multikernel.ordering import order
 from zernel.multikernel.transactions import apply, change, made_by
@@ -79,7 +79,7 @@ def create(
             return outcome.but(placed=not wire.places_memory)
         done = apply(fs, wire, journal, "create", steps)
         (made,) = placed(fs, wire, steps)
-        return outcome.but(after=made.after, transactions=done, status=fs.instance(instance.name)[1])
+        return outcome.but(after=made.after, transactions=done, status=fs.status(instance.name))
 
 
 def delete(fs: MultikernelFs, name: str, *, dry_run: bool, ensure: bool) -> Outcome:
@@ -97,11 +97,10 @@ def delete(fs: MultikernelFs, name: str, *, dry_run: bool, ensure: bool) -> Outc
             if ensure:
                 return Outcome(None, None, changed=False, notes=notes)
             raise planning.not_there(name, names)
-        existing = state.present(fs, wire, name)
-        if existing is None:  # another program deleted it since its name was read
+        existing, status = state.load_one(fs, wire, name), fs.status(name)
+        if existing is None or status is None:  # another program deleted it since its name was read
             return Outcome(None, None, changed=False, notes=notes)
-        status = fs.instance(name)[1]
-        if status in ("loaded", "active"):
+        if has_kernel(status):
             raise ZernelError(planning.busy(name, status))
         outcome = Outcome(existing, None, status, notes=notes)
         if journal is None:
@@ -109,10 +108,18 @@ def delete(fs: MultikernelFs, name: str, *, dry_run: bool, ensure: bool) -> Outc
         return outcome.but(transactions=apply(fs, wire, journal, "delete", [Step(existing, None)]))
 
 
-def update(fs: MultikernelFs, wish: planning.Update, *, dry_run: bool, root: Path = Path("/")) -> Outcome:
+def update(
+    fs: MultikernelFs,
+    wish: planning.Update,
+    *,
+    dry_run: bool,
+    root: Path = Path("/"),
+    judged: Instance | None = None,
+) -> Outcome:
     """Change what an instance owns, by the least that leads there.
 
-    Raises `ZernelError`, and then the instance has what it had, or the error says what it has.
+    ``judged`` is what the instance was when the change was decided upon: it must be so still. Raises
+    `ZernelError`, and then the instance has what it had, or the error says what it has.
     """
     with change(fs, dry_run) as (wire, journal, settled):
         fs = settled.fs
@@ -123,13 +130,19 @@ def update(fs: MultikernelFs, wish: planning.Update, *, dry_run: bool, root: Pat
         existing = current.instance(wish.name)
         if existing is None:
             raise planning.not_there(wish.name, list(current.statuses))
-        if wish.moves(existing):
-            existing = state.with_wishes(fs, wire, existing)
-        instances = tuple(existing if one.name == wish.name else one for one in current.system.instances)
+        if judged is not None and not same(existing, judged):
+            raise fail(
+                "state-changed",
+                "Another command has changed the instance meanwhile",
+                subject=wish.name,
+                explanation=tuple(differences(existing, judged)),
+                suggestion="Run it again: it is judged anew then",
+            )
+        instances = current.system.instances
         moved = wire.places_memory and wish.memory_base not in (None, existing.memory_base)
         if wire.places_memory:
             wish = wish.but(memory_base=None)
-        after, problems = planning.update(current.system.but(instances=instances), existing, wish, root)
+        after, problems = planning.update(current.system, existing, wish, root)
         if moved:
             problems.append(planning.place_not_chosen(wish.name))
         target = tuple(after if one is existing else one for one in instances)

@@ -20,7 +20,7 @@ K = TypeVar("K")
 
 
 class Layout:
-    """Where the CPUs of a system are, and who has them."""
+    """Where the CPUs of a system are, and who has them; follows changes with `move`."""
 
     def __init__(self, system: System, topology: Topology) -> None:
         resources = system.resources
@@ -36,7 +36,23 @@ class Layout:
         for instance in system.instances:
             self.owners.update(dict.fromkeys(instance.cpus, instance.name))
         self.split = {self.core(cpu) for cpu in self.owners}
+        self.available = set(cpus.available)
         self.free = free_cpus(resources, system.instances)
+
+    def move(self, name: str, before: Iterable[int], after: Iterable[int]) -> None:
+        """Follow an instance that had the CPUs ``before`` and has ``after`` now."""
+        kept = set(after)
+        given = {cpu for cpu in before if cpu not in kept and self.owners.get(cpu) == name}
+        for cpu in given:
+            del self.owners[cpu]
+        for cpu in given:
+            if not any(sibling in self.owners for sibling in self.siblings.get(cpu, ())):
+                self.split.discard(self.core(cpu))
+        self.owners.update(dict.fromkeys(kept, name))
+        self.split.update(self.core(cpu) for cpu in kept)
+        self.free = [cpu for cpu in self.free if cpu not in kept]
+        if given:
+            self.free = sorted({*self.free, *(given & self.available)})
 
     def node(self, cpu: int) -> int:
         """Return the CPU's NUMA node; -1 for none."""
@@ -58,35 +74,48 @@ class Layout:
     def free_on(self, nodes: tuple[int, ...]) -> list[int]:
         """Return the free CPUs of these NUMA nodes, ascending; of all when none is named."""
         wanted = frozenset(nodes)
-        return [cpu for cpu in self.free if not wanted or self.node(cpu) in wanted]
+        return [cpu for cpu in self.free if self.node(cpu) in wanted] if wanted else self.free
 
-    def sharers(self, cpus: Iterable[int]) -> dict[str, list[tuple[int, int]]]:
-        """Return by owner the pairs of one of ``cpus`` and a sibling of it that the owner has."""
+    def sharers(self, name: str, cpus: Iterable[int]) -> dict[str, list[tuple[int, int]]]:
+        """Return by owner, but for ``name``, pairs of one of ``cpus`` and a sibling that the owner has."""
         found: dict[str, list[tuple[int, int]]] = {}
         for cpu in cpus:
             for sibling in self.siblings.get(cpu, ()):
-                if sibling != cpu and sibling in self.owners:
-                    found.setdefault(self.owners[sibling], []).append((cpu, sibling))
+                owner = self.owners.get(sibling)
+                if sibling != cpu and owner is not None and owner != name:
+                    found.setdefault(owner, []).append((cpu, sibling))
         return found
+
+    def rest_of_cores(self, name: str, cpus: Iterable[int]) -> list[int]:
+        """Return the free CPUs, ascending, of those cores of ``cpus`` that ``name`` alone has a part of."""
+        had = set(cpus)
+        cores = {core for cpu in had if (core := self.siblings.get(cpu))}
+        own = [core for core in cores if all(self.owners.get(cpu, name) == name for cpu in core)]
+        return sorted(cpu for core in own for cpu in core if cpu in self.available and cpu not in had)
 
 
 def choose(
-    layout: Layout, count: int, affinity: str | None, nodes: tuple[int, ...], home: frozenset[int]
+    layout: Layout,
+    count: int,
+    affinity: str | None,
+    nodes: tuple[int, ...],
+    near: frozenset[int] = frozenset(),
 ) -> tuple[int, ...] | None:
     """Return ``count`` free CPUs, ascending; None when there are fewer.
 
-    ``nodes`` are the NUMA nodes that they may be on (empty: all), ``home`` those preferred for "local". No
-    affinity is like "compact".
+    ``nodes`` are the NUMA nodes that they may be on (empty: all), ``near`` those preferred for "local"
+    (empty: the one with the most free CPUs). No affinity is like "compact".
     """
     free = layout.free_on(nodes)
     if not 0 < count <= len(free):
         return None
     whole = [cpu for cpu in free if layout.is_whole(cpu)]
-    pools = [whole, without(free, whole)]
+    pools = [whole, without(free, whole) if len(whole) < len(free) else []]
     if affinity == "local":
+        home = near or _home_nodes(layout, count, nodes)
         at_home = [[cpu for cpu in pool if layout.node(cpu) in home] for pool in pools]
         pools = [
-            part for pool, near in zip(pools, at_home, strict=True) for part in (near, without(pool, near))
+            part for pool, first in zip(pools, at_home, strict=True) for part in (first, without(pool, first))
         ]
     chosen: list[int] = []
     for pool in pools:
@@ -98,13 +127,14 @@ def choose(
         else:
             # What was taken already says which nodes are used anyhow.
             used = {layout.node(cpu) for cpu in chosen}
-            near = [cpu for cpu in pool if layout.node(cpu) in used]
-            chosen += compact(layout, near, min(missing, len(near)))
-            chosen += compact(layout, without(pool, near), max(0, missing - len(near)))
+            beside = [cpu for cpu in pool if layout.node(cpu) in used] if used else []
+            chosen += compact(layout, beside, min(missing, len(beside)))
+            rest = without(pool, beside) if beside else pool
+            chosen += compact(layout, rest, max(0, missing - len(beside)))
     return tuple(sorted(chosen))
 
 
-def home_nodes(layout: Layout, count: int, nodes: tuple[int, ...]) -> frozenset[int]:
+def _home_nodes(layout: Layout, count: int, nodes: tuple[int, ...]) -> frozenset[int]:
     """Return the node that is home to an instance without devices: the one with the most free CPUs."""
     free = layout.free_on(nodes)
     whole = [cpu for cpu in free if layout.is_whole(cpu)]
@@ -125,16 +155,18 @@ def compact(layout: Layout, cpus: list[int], count: int) -> list[int]:
     """Return ``count`` of ``cpus`` on the fewest NUMA nodes, then sockets, then neighbouring cores."""
     if count == 0:
         return []
-    fewest = len(_fewest(_grouped(cpus, layout.node).values(), count))
+    nodes = _fewest(_grouped(cpus, layout.node).values(), count)
+    by_socket = _grouped(cpus, layout.socket) if layout.sockets else {}
     sockets = [
-        found
-        for found in _grouped(cpus, layout.socket).values()
-        if len(found) >= count and len(_fewest(_grouped(found, layout.node).values(), count)) == fewest
+        (found, parts)
+        for found in by_socket.values()
+        if len(found) >= count
+        and len(parts := _fewest(_grouped(found, layout.node).values(), count)) == len(nodes)
     ]
     if sockets:  # one socket alone does it: the fullest, to keep the others whole
-        cpus = min(sockets, key=len)
+        nodes = min(sockets, key=lambda item: len(item[0]))[1]
     chosen: list[int] = []
-    for node in _fewest(_grouped(cpus, layout.node).values(), count):
+    for node in nodes:
         for socket in _fewest(_grouped(node, layout.socket).values(), min(count - len(chosen), len(node))):
             wanted = min(count - len(chosen), len(socket))
             for run in _fewest(_runs(layout, socket), wanted):

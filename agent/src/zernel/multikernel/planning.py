@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from zernel.devicetree.free import free_cpus, free_memory
+from zernel.devicetree.free import free_memory
 from zernel.devicetree.model import DeviceUse, Instance, Resources, System
 from zernel.devicetree.topology_rules import memory_nodes
 from zernel.devicetree.units import exact_size, format_cpus, format_size
@@ -15,8 +15,10 @@ from zernel.devicetree.validate import validate
 from zernel.errors import Problem, ZernelError, fail
 from zernel.multikernel import allocate
 from zernel.multikernel.changes import Step, check_in_place, kept, operations
+from zernel.multikernel.fs import LOADED, has_kernel
+from zernel.multikernel.placement import Layout
 from zernel.record import Record
-from zernel.topology import UNKNOWN, Topology, locate_devices
+from zernel.topology import Topology, locate_devices
 from zernel.topology import read as read_topology
 
 T = TypeVar("T")
@@ -113,6 +115,7 @@ def plan(system: System, request: Request, root: Path = Path("/")) -> tuple[Inst
     topology = read_topology(system.resources, root)
     if not topology.foreign:
         system = system.but(resources=locate_devices(system.resources, root))
+    resources, layout = system.resources, Layout(system, topology)
     problems = unknown_topology(request.name, request.cpu_affinity, topology)
 
     def choose(given: T | None, choice: Callable[[], T], stand_in: T) -> T:
@@ -126,7 +129,7 @@ def plan(system: System, request: Request, root: Path = Path("/")) -> tuple[Inst
 
     name, size = request.name, request.memory_bytes
     wishes, count = request.wishes, request.cpu_count or 0
-    cpus = choose(request.cpus, lambda: allocate.choose_cpus(system, count, name, wishes, topology), ())
+    cpus = choose(request.cpus, lambda: allocate.choose_cpus(resources, layout, count, name, wishes), ())
     no_memory = len(problems)
     base = choose(request.memory_base, lambda: allocate.choose_memory(system, size, name, wishes, cpus), 0)
     left_out = ["cpu-none" if not cpus else "", "memory-" if len(problems) > no_memory else ""]
@@ -150,7 +153,8 @@ def plan(system: System, request: Request, root: Path = Path("/")) -> tuple[Inst
         of_others = problem.severity == "WARNING" and problem.subject in others
         if not of_others and not any(code and problem.code.startswith(code) for code in left_out):
             problems.append(problem)
-    return instance, problems + allocate.shared_cores(system, instance, topology)
+    problems += allocate.shared_cores(resources, system.instances, layout, instance, topology)
+    return instance, problems
 
 
 def unknown_topology(name: str, affinity: str | None, topology: Topology) -> list[Problem]:
@@ -258,11 +262,12 @@ def update(
     if wish.moves(existing):
         return _moved(system, existing, wish, root)
     topology = read_topology(system.resources, root)
+    layout = Layout(system, topology)
     problems: list[Problem] = []
     cpus = existing.cpus if wish.cpus is None else wish.cpus
     if wish.cpu_count is not None:
         try:
-            cpus = resized(system, existing, wish.cpu_count, topology)
+            cpus = resized(system, existing, wish.cpu_count, layout)
         except ZernelError as error:
             problems.extend(error.problems)
     has, there, gone = set(existing.cpus), "the instance has it already", "the instance does not have it"
@@ -296,8 +301,7 @@ def update(
     others = tuple(final if one.name == existing.name else one for one in system.instances)
     problems += validate(System(system.resources, others))
     if not set(after.cpus) <= has:
-        rest = system.but(instances=tuple(one for one in system.instances if one.name != existing.name))
-        problems += allocate.shared_cores(rest, after, topology)
+        problems += allocate.shared_cores(system.resources, system.instances, layout, after, topology)
     return after, problems
 
 
@@ -339,7 +343,7 @@ def replacements(
             continue
         names.add(target.name)
         status = statuses.get(target.name)
-        loaded = status in ("loaded", "active")
+        loaded = has_kernel(status)
         problems.append(
             Problem(
                 "instance-busy" if loaded else "instance-replaced",
@@ -357,42 +361,42 @@ def replacements(
     return frozenset(names), problems
 
 
-def resized(system: System, existing: Instance, count: int, topology: Topology = UNKNOWN) -> tuple[int, ...]:
+def resized(system: System, existing: Instance, count: int, layout: Layout) -> tuple[int, ...]:
     """Return ``count`` CPUs: those there are and free ones; or the lowest of those there are.
 
     What comes is the rest of its own cores, then what its wishes want, on the nodes where it is if these have
-    enough; where neither cores nor wishes are known, the nearest above. Raises `ZernelError` when there are
-    too few.
+    enough; where neither cores nor wishes are known, the nearest above. ``layout`` is that of ``system``.
+    Raises `ZernelError` when there are too few.
     """
     has = tuple(sorted(existing.cpus))
     if count <= len(has):
         return has[:count]
-    if topology.siblings or existing.numa_nodes or existing.cpu_affinity is not None:
-        return tuple(sorted((*has, *_more_cpus(system, existing, count - len(has), topology))))
-    free = free_cpus(system.resources, system.instances)
+    if layout.siblings or existing.numa_nodes or existing.cpu_affinity is not None:
+        return tuple(sorted((*has, *_more_cpus(system, existing, count - len(has), layout))))
     following = tuple(range(has[-1] + 1, has[-1] + 1 + count - len(has))) if has else ()
-    if not set(following) <= set(free) or not following:
-        following = allocate.choose_cpus(system, count - len(has), existing.name)
+    if not set(following) <= set(layout.free) or not following:
+        following = allocate.choose_cpus(system.resources, layout, count - len(has), existing.name)
     return tuple(sorted((*has, *following)))
 
 
-def _more_cpus(system: System, existing: Instance, count: int, topology: Topology) -> list[int]:
+def _more_cpus(system: System, existing: Instance, count: int, layout: Layout) -> list[int]:
     own: list[int] = []
+    name, resources = existing.name, system.resources
     if existing.cpu_affinity != "spread":
-        own = allocate.rest_of_cores(system, existing, topology)[:count]
+        own = layout.rest_of_cores(name, existing.cpus)[:count]
     if len(own) == count:
         return own
-    grown = existing.but(cpus=(*existing.cpus, *own))
-    system = system.but(
-        instances=tuple(grown if one.name == existing.name else one for one in system.instances)
-    )
     near = existing.numa_nodes if existing.cpu_affinity == "spread" else memory_nodes(system, existing)
     wishes = allocate.Wishes(near, existing.cpu_affinity, None, existing.devices)
+    grown = (*existing.cpus, *own)
+    layout.move(name, existing.cpus, grown)
     try:
-        return [*own, *allocate.choose_cpus(system, count - len(own), existing.name, wishes, topology)]
+        return [*own, *allocate.choose_cpus(resources, layout, count - len(own), name, wishes)]
     except ZernelError:
         wishes = wishes.but(numa_nodes=existing.numa_nodes)
-        return [*own, *allocate.choose_cpus(system, count - len(own), existing.name, wishes, topology)]
+        return [*own, *allocate.choose_cpus(resources, layout, count - len(own), name, wishes)]
+    finally:
+        layout.move(name, grown, existing.cpus)
 
 
 def check_growth(system: System, existing: Instance, after: Instance) -> list[Problem]:
@@ -439,7 +443,7 @@ def check_busy(statuses: dict[str, str], steps: list[Step]) -> list[Problem]:
     problems = []
     for step in steps:
         status = statuses.get(step.name)
-        if step.before is None or status not in ("loaded", "active"):
+        if step.before is None or status is None or not has_kernel(status):
             continue
         if step.after is None:
             problems.append(busy(step.name, status))
@@ -475,6 +479,6 @@ def busy(name: str, status: str) -> Problem:
 
 def unload_first(name: str, status: str | None) -> str:
     """Return how an instance that has a kernel becomes ready."""
-    if status == "loaded":
+    if status == LOADED:
         return f"Unload its kernel first: zernel unload {name}"
     return f"Stop and unload its kernel first: zernel kill {name} && zernel unload {name}"

@@ -19,6 +19,7 @@ from zernel.multikernel.desired import Declaration
 from zernel.multikernel.fs import MultikernelFs, Transaction
 from zernel.multikernel.operations import placed
 from zernel.multikernel.ordering import order
+from zernel.multikernel.placement import Layout
 from zernel.multikernel.transactions import apply, change
 from zernel.record import Record
 from zernel.topology import locate_devices
@@ -82,11 +83,7 @@ def reconcile(
     with change(fs, dry_run) as (wire, journal, settled):
         fs = settled.fs
         current = state.load(fs, wire)
-        wishing = {one.name for one in declarations if one.request.wished}
-        before = tuple(
-            state.with_wishes(fs, wire, one) if one.name in wishing else one
-            for one in current.system.instances
-        )
+        before = current.system.instances
         declared = {one.name for one in declarations}
         others = tuple(one.name for one in before if one.name not in declared)
         base = tuple(one for one in before if one.name in declared or not prune)
@@ -116,12 +113,17 @@ def reconcile(
             after,
             net,
             () if prune else others,
-            {name: fs.instance(name)[1] for name in fs.instance_names()} if done else current.statuses,
+            _statuses(fs) if done else current.statuses,
             journal is not None or not wire.places_memory,
             done,
             tuple(problems),
             settled.notes,
         )
+
+
+def _statuses(fs: MultikernelFs) -> dict[str, str]:
+    found = ((name, fs.status(name)) for name in fs.instance_names())
+    return {name: status for name, status in found if status is not None}
 
 
 def plan(
@@ -169,6 +171,7 @@ class _Target:
         }
         self.there = {name: one for name, one in there.items() if name not in replaced}
         self.working = dict(self.there)
+        self.layout = Layout(self.system, self.topology)
         self.declarations = [
             one.but(request=one.request.anew(there[one.name])) if one.name in replaced else one
             for one in declarations
@@ -181,6 +184,12 @@ class _Target:
     def system(self) -> System:
         """What is known of the final state so far."""
         return System(self.resources, tuple(self.working.values()))
+
+    def put(self, target: Instance) -> None:
+        """Make an instance what it shall be, as far as that is known."""
+        before = self.working.get(target.name)
+        self.working[target.name] = target
+        self.layout.move(target.name, before.cpus if before else (), target.cpus)
 
     def run(self) -> tuple[tuple[Instance, ...], list[Problem]]:
         for one in self.declarations:
@@ -204,54 +213,51 @@ class _Target:
         target, here = self.working[one.name], self.there.get(one.name)
         if here is not None and set(target.cpus) <= set(here.cpus):
             return
-        others = tuple(other for other in self.working.values() if other.name != one.name)
-        rest = System(self.resources, others)
         self.add(one, planning.unknown_topology(one.name, one.request.cpu_affinity, self.topology))
-        self.add(one, allocate.shared_cores(rest, target, self.topology))
+        others = self.working.values()
+        self.add(one, allocate.shared_cores(self.resources, others, self.layout, target, self.topology))
 
     def place_given(self, one: Declaration) -> None:
         here, wanted = self.there.get(one.name), one.request
         if here is None:
             size = 0 if wanted.memory_base is None else wanted.memory_bytes
-            self.working[one.name] = Instance(
-                one.name,
-                wanted.id,
-                wanted.cpus or (),
-                wanted.memory_base or 0,
-                size,
-                wanted.devices,
-                wanted.numa_nodes,
-                wanted.cpu_affinity,
-                wanted.memory_policy,
+            self.put(
+                Instance(
+                    one.name,
+                    wanted.id,
+                    wanted.cpus or (),
+                    wanted.memory_base or 0,
+                    size,
+                    wanted.devices,
+                    wanted.numa_nodes,
+                    wanted.cpu_affinity,
+                    wanted.memory_policy,
+                )
             )
             return
         cpus = here.cpus if wanted.cpus is None else wanted.cpus
         if wanted.cpu_count is not None and wanted.cpu_count < len(cpus):
-            cpus = planning.resized(self.system, here, wanted.cpu_count, self.topology)
-        self.working[one.name] = wanted.over(here).but(
-            cpus=cpus, memory_bytes=min(here.memory_bytes, wanted.memory_bytes)
-        )
+            cpus = planning.resized(self.system, here, wanted.cpu_count, self.layout)
+        self.put(wanted.over(here).but(cpus=cpus, memory_bytes=min(here.memory_bytes, wanted.memory_bytes)))
 
     def grow(self, one: Declaration) -> None:
         target, wanted = self.working[one.name], one.request
         if wanted.cpu_count is not None and wanted.cpu_count > len(target.cpus):
             try:
-                target = target.but(
-                    cpus=planning.resized(self.system, target, wanted.cpu_count, self.topology)
-                )
+                target = target.but(cpus=planning.resized(self.system, target, wanted.cpu_count, self.layout))
             except ZernelError as error:
                 self.add(one, error.problems)
         grown = target.but(memory_bytes=wanted.memory_bytes)
         problems = planning.check_growth(self.system, target, grown)
         self.add(one, problems)
-        self.working[one.name] = target if problems else grown
+        self.put(target if problems else grown)
 
     def choose(self, one: Declaration) -> None:
         target, wanted = self.working[one.name], one.request
         if wanted.cpu_count is not None:
             try:
                 cpus = allocate.choose_cpus(
-                    self.system, wanted.cpu_count, one.name, wanted.wishes, self.topology
+                    self.resources, self.layout, wanted.cpu_count, one.name, wanted.wishes
                 )
                 target = target.but(cpus=cpus)
             except ZernelError as error:
@@ -271,7 +277,7 @@ class _Target:
                 target = target.but(id=allocate.choose_id(self.system, one.name))
             except ZernelError as error:
                 self.add(one, error.problems)
-        self.working[one.name] = target
+        self.put(target)
 
     def add(self, one: Declaration, problems: list[Problem] | tuple[Problem, ...]) -> None:
         """Add problems of a declaration, with the place of the key that they are about."""

@@ -56,24 +56,34 @@ def verdict(problems: list[Problem], what: str = "Baseline validation") -> list[
     return [f"✗ Validation failed with {errors} error{'s' * (errors != 1)}"]
 
 
-def inventory_lines(resources: Resources) -> list[str]:
-    """Return the hardware inventory in the document's form."""
+def inventory_lines(resources: Resources, *, complete: bool = True) -> list[str]:
+    """Return the hardware inventory in the document's form; not ``complete``: only the pool is known."""
     cpus, memory = resources.cpus, resources.memory
     categories = Counter(device.category for device in resources.devices)
-    reserved_share = percent(memory.host_reserved_bytes, memory.total_bytes)
-    pool_share = percent(memory.pool_bytes, memory.total_bytes)
     devices = ", ".join(f"{count} {category}" for category, count in categories.items())
-    return [
-        "Hardware Inventory:",
-        f"  CPUs: {cpus.total} total",
-        f"    Host reserved: {cpu_share(cpus.host_reserved, cpus.total)}",
-        f"    Memory pool: {cpu_share(cpus.available, cpus.total)}",
-        f"  Memory: {format_size(memory.total_bytes)} total",
-        f"    Host reserved: {format_size(memory.host_reserved_bytes)} ({reserved_share})",
-        f"    Memory pool: {format_size(memory.pool_bytes)} at {memory.pool_base:#x} ({pool_share})",
-        f"  Devices: {devices or 'none'}",
-        *([f"  NUMA nodes: {len(resources.numa_nodes)}"] if resources.numa_nodes else []),
+    pool = f"{format_size(memory.pool_bytes)} at {memory.pool_base:#x}"
+    lines = [
+        "  CPUs: total unknown",
+        "    Host reserved: unknown",
+        f"    Memory pool: {format_cpus(cpus.available)} ({_how_many(cpus.available)})",
+        "  Memory: total unknown",
+        "    Host reserved: unknown",
+        f"    Memory pool: {pool}",
+        f"  Devices: {', '.join(device.name for device in resources.devices) or 'none'}",
     ]
+    if complete:
+        reserved_share = percent(memory.host_reserved_bytes, memory.total_bytes)
+        lines = [
+            f"  CPUs: {cpus.total} total",
+            f"    Host reserved: {cpu_share(cpus.host_reserved, cpus.total)}",
+            f"    Memory pool: {cpu_share(cpus.available, cpus.total)}",
+            f"  Memory: {format_size(memory.total_bytes)} total",
+            f"    Host reserved: {format_size(memory.host_reserved_bytes)} ({reserved_share})",
+            f"    Memory pool: {pool} ({percent(memory.pool_bytes, memory.total_bytes)})",
+            f"  Devices: {devices or 'none'}",
+        ]
+    nodes = [f"  NUMA nodes: {len(resources.numa_nodes)}"] if resources.numa_nodes else []
+    return ["Hardware Inventory:", *lines, *nodes]
 
 
 def inventory_details(resources: Resources) -> list[str]:
@@ -96,7 +106,11 @@ def inventory_details(resources: Resources) -> list[str]:
 
 def cpu_share(cpus: tuple[int, ...] | list[int], total: int) -> str:
     """Return CPUs with how many and what share of ``total`` they are."""
-    return f"{format_cpus(cpus)} ({len(cpus)} CPU{'s' * (len(cpus) != 1)}, {percent(len(cpus), total)})"
+    return f"{format_cpus(cpus)} ({_how_many(cpus)}, {percent(len(cpus), total)})"
+
+
+def _how_many(cpus: tuple[int, ...] | list[int]) -> str:
+    return f"{len(cpus)} CPU{'s' * (len(cpus) != 1)}"
 
 
 def percent(part: int, whole: int) -> str:
@@ -149,25 +163,26 @@ def report_data(
     }
 
 
-def hardware_data(resources: Resources, *, placed: bool = True) -> dict[str, Any]:
+def hardware_data(resources: Resources, *, placed: bool = True, complete: bool = True) -> dict[str, Any]:
     """Return the inventory for JSON and YAML.
 
-    ``memory_pool_base`` is None where it is not ``placed``: the kernel has yet to choose.
+    ``memory_pool_base`` is None where it is not ``placed``: the kernel has yet to choose. Where it is not
+    ``complete`` only the pool is known: the totals, what the host keeps and the devices' types are None.
     """
     cpus, memory = resources.cpus, resources.memory
     return {
         "cpus": {
-            "total": cpus.total,
-            "host_reserved": list(cpus.host_reserved),
+            "total": cpus.total if complete else None,
+            "host_reserved": list(cpus.host_reserved) if complete else None,
             "available": list(cpus.available),
         },
         "memory": {
-            "total_bytes": memory.total_bytes,
-            "host_reserved_bytes": memory.host_reserved_bytes,
+            "total_bytes": memory.total_bytes if complete else None,
+            "host_reserved_bytes": memory.host_reserved_bytes if complete else None,
             "memory_pool_base": memory.pool_base if placed else None,
             "memory_pool_bytes": memory.pool_bytes,
         },
-        "devices": {device.name: _device_data(device) for device in resources.devices},
+        "devices": {device.name: _device_data(device, complete) for device in resources.devices},
         "topology": {
             "numa_nodes": [
                 {
@@ -182,16 +197,16 @@ def hardware_data(resources: Resources, *, placed: bool = True) -> dict[str, Any
     }
 
 
-def _device_data(device: Device) -> dict[str, Any]:
+def _device_data(device: Device, complete: bool) -> dict[str, Any]:
     return {
-        "type": device.kind,
+        "type": device.kind if complete else None,
         "compatible": device.compatible,
         "pci_id": device.pci_id,
         "sriov_vfs": device.sriov_vfs,
-        "host_reserved_vf": list(device.host_reserved_vf),
+        "host_reserved_vf": list(device.host_reserved_vf) if complete else None,
         "available_vfs": list(device.available_vfs),
         "namespaces": device.namespaces,
-        "host_reserved_ns": list(device.host_reserved_ns),
+        "host_reserved_ns": list(device.host_reserved_ns) if complete else None,
         "available_ns": list(device.available_ns),
         "numa_node": device.numa_node,
     }

@@ -25,7 +25,7 @@ from zernel.devicetree.units import format_cpus
 from zernel.errors import ZernelError, fail, os_suggestion
 from zernel.multikernel import state
 from zernel.multikernel.changes import Step, is_part, same, within
-from zernel.multikernel.fs import MultikernelFs, Transaction
+from zernel.multikernel.fs import MultikernelFs, Transaction, has_kernel
 from zernel.multikernel.journal import Entry, Journal
 from zernel.multikernel.wire import Wire
 from zernel.record import Record
@@ -218,7 +218,7 @@ def _taken(fs: MultikernelFs, wire: Wire, wanted: Instance | None) -> str | None
 
 def _in_use(fs: MultikernelFs, name: str) -> bool:
     """Say whether a kernel was loaded into the instance: it is somebody's then, however it came about."""
-    return fs.status(name) in ("loaded", "active")
+    return has_kernel(fs.status(name))
 
 
 # -- settling what an earlier command left ------------------------------------------------------------------

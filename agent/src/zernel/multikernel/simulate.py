@@ -31,7 +31,7 @@ from zernel.multikernel.fuse import MAX_WRITE
 from zernel.multikernel.kexec import CONTROL
 from zernel.multikernel.simulate_operations import ORDER, Refused
 from zernel.multikernel.simulated_kexec import refused
-from zernel.multikernel.wire import OVERLAY_COMPATIBLE
+from zernel.multikernel.wire import OVERLAY_COMPATIBLE, POLICIES
 
 SOURCE = "zernel-simulated"
 """The mount's source; its type is ``fuse.zernel-simulated``. Nobody can take it for a kernel's."""
@@ -53,7 +53,11 @@ OVERLAY_FAULTS = {
 UNDO_FAULTS = {
     "undo-fails": "version 2: the next rmdir of a transaction fails after its first inverse operation"
 }
-FAULTS = OVERLAY_FAULTS | UNDO_FAULTS | simulated_kexec.FAULTS
+HIDDEN_POLICIES = "policies-hidden"
+STANDING_FAULTS = {
+    HIDDEN_POLICIES: "from now on, instances do not show the NUMA nodes and policies they were given"
+}
+FAULTS = OVERLAY_FAULTS | UNDO_FAULTS | STANDING_FAULTS | simulated_kexec.FAULTS
 _NOTICE = b"This file system is SIMULATED by 'zernel simulate multikernel'. No kernel is behind it.\n"
 _FIRST_TRANSACTION = 2
 
@@ -313,6 +317,12 @@ class SimulatedMultikernel(ABC):
             transaction.status = "applied"
         except (Refused, WrongType):
             transaction.status = "failed"
+
+    def wishes(self, resources: Node) -> tuple[Property, ...]:
+        """Return the NUMA nodes and policies that a new instance keeps."""
+        if HIDDEN_POLICIES in self.faults:
+            return ()
+        return tuple(found for found in resources.properties if found.name in POLICIES)
 
     def choose_id(self, wanted: Property | None) -> int:
         """Return the id for a new instance; raises `Refused` when it is taken or none."""

@@ -19,7 +19,6 @@ from zernel.devicetree.units import device_use, format_cpus
 from zernel.multikernel.simulate import SimulatedInstance, SimulatedMultikernel, SimulatedTransaction
 from zernel.multikernel.simulate_operations import UPDATES, Refused, moved, required, text, wide, wide_one
 from zernel.multikernel.simulated_kexec import refused
-from zernel.multikernel.wire import POLICIES
 
 
 @dataclass(slots=True, kw_only=True)
@@ -147,7 +146,7 @@ class SimulatedV1(SimulatedMultikernel):
             memory_base=wide_one(resources, "memory-base"),
             memory_bytes=wide_one(resources, "memory-bytes"),
             devices=names.texts() if names else (),
-            wishes=tuple(found for found in resources.properties if found.name in POLICIES),
+            wishes=self.wishes(resources),
         )
         self.check_free(instance, self.pool)
         self.owned[name] = instance

@@ -19,7 +19,7 @@ from zernel.devicetree.tree import Node, Property, Tree, WrongType
 from zernel.multikernel.simulate import SimulatedInstance, SimulatedMultikernel, SimulatedTransaction
 from zernel.multikernel.simulate_operations import Refused, moved, required, text, wide, wide_one
 from zernel.multikernel.simulated_kexec import refused
-from zernel.multikernel.wire import HOST_COMPATIBLE, POLICIES
+from zernel.multikernel.wire import HOST_COMPATIBLE
 
 CPUINFO, IOMEM = "SIMULATED.cpuinfo", "SIMULATED.iomem"
 HOST_CPUS = 256
@@ -279,7 +279,7 @@ class SimulatedV2(SimulatedMultikernel):
             id=self.choose_id(operation.get("id")),
             cpus=tuple(sorted(wide(resources, "cpus"))),
             regions=(region,),
-            wishes=tuple(found for found in resources.properties if found.name in POLICIES),
+            wishes=self.wishes(resources),
         )
         self.check(instance)
         self.owned[name] = instance

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 
 from zernel.errors import Problem, ZernelError, fail
-from zernel.multikernel import settling
+from zernel.multikernel import settling, state
 from zernel.multikernel.call_journal import CallJournal
 from zernel.multikernel.changes import Step
 from zernel.multikernel.fs import MultikernelFs, Transaction, labelled
@@ -103,7 +103,8 @@ def apply(
     Raises `ZernelError` otherwise; what had been done by then was undone, in reverse. Where that failed too,
     the journal keeps the entry and the next command tries again.
     """
-    blobs = [settling.overlay(fs, wire, step) for step in steps]
+    resources = state.baseline(fs, wire)
+    blobs = [wire.step(step, resources) for step in steps]
     before = fs.transactions()
     _check_new(fs, steps)
     entry = Entry(

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from zernel.devicetree.free import bytes_on, free_cpus, free_memory, free_parts
-from zernel.devicetree.model import Instance, NumaNode, System
+from zernel.devicetree.model import NumaNode, System
 from zernel.devicetree.units import format_cpus, format_size
 from zernel.multikernel.report import cpu_share, instance_data, percent, wish_lines
 
@@ -24,9 +24,16 @@ def data(system: System, statuses: dict[str, str]) -> dict[str, Any]:
     gaps = free_memory(pool, instances)
     blocks = [{"base": start, "bytes": end - start} for start, end in gaps]
     free = sum(end - start for start, end in gaps)
+    unused_cpus = free_cpus(resources, instances)
+    used: dict[str, dict[str, str]] = {}
+    for one in instances:
+        for use in one.devices:
+            used.setdefault(use.device, {})[str(use)] = one.name
     taken = {use for one in instances for use in one.devices}
+    nodes = {cpu: node.node_id for node in resources.numa_nodes for cpu in node.cpus}
+    homes = {one.name: {nodes[cpu] for cpu in one.cpus if cpu in nodes} for one in instances}
     return {
-        "cpus": _cpus(resources.cpus.available, free_cpus(resources, instances)),
+        "cpus": _cpus(resources.cpus.available, unused_cpus),
         "memory": {
             "total_bytes": pool.pool_bytes,
             "used_bytes": pool.pool_bytes - free,
@@ -36,20 +43,19 @@ def data(system: System, statuses: dict[str, str]) -> dict[str, Any]:
         },
         "devices": {
             device.name: {
-                "used": {
-                    str(use): one.name
-                    for one in instances
-                    for use in one.devices
-                    if use.device == device.name
-                },
+                "used": used.get(device.name, {}),
                 "free": [str(part) for part in free_parts(device, taken)],
             }
             for device in resources.devices
         },
-        "numa_nodes": [_node(system, node) for node in resources.numa_nodes],
+        "numa_nodes": [_node(system, node, unused_cpus, gaps, homes) for node in resources.numa_nodes],
         "instances": {
             one.name: instance_data(one, statuses.get(one.name))
-            | {"cpu_nodes": [node.node_id for node in resources.numa_nodes if set(node.cpus) & set(one.cpus)]}
+            | {
+                "cpu_nodes": [
+                    node.node_id for node in resources.numa_nodes if node.node_id in homes[one.name]
+                ]
+            }
             for one in instances
         },
     }
@@ -60,22 +66,28 @@ def _cpus(pool: tuple[int, ...], free: list[int]) -> dict[str, Any]:
     return {"total": len(pool), "used": used, "free": free}
 
 
-def _node(system: System, node: NumaNode) -> dict[str, Any]:
+def _node(
+    system: System,
+    node: NumaNode,
+    unused_cpus: list[int],
+    gaps: list[tuple[int, int]],
+    homes: dict[str, set[int]],
+) -> dict[str, Any]:
     resources, memory = system.resources, system.resources.memory
-    cpus = tuple(cpu for cpu in resources.cpus.available if cpu in set(node.cpus))
-    free = [cpu for cpu in free_cpus(resources, system.instances) if cpu in set(cpus)]
+    own = set(node.cpus)
+    cpus = tuple(cpu for cpu in resources.cpus.available if cpu in own)
     total = bytes_on(node, memory.pool_base, memory.pool_end)
-    unused = sum(bytes_on(node, start, end) for start, end in free_memory(memory, system.instances))
+    unused = sum(bytes_on(node, start, end) for start, end in gaps)
     return {
         "node_id": node.node_id,
-        "cpus": _cpus(cpus, free),
+        "cpus": _cpus(cpus, [cpu for cpu in unused_cpus if cpu in own]),
         "memory": {"total_bytes": total, "used_bytes": total - unused, "free_bytes": unused},
-        "instances": [one.name for one in system.instances if _is_on(one, node)],
+        "instances": [
+            one.name
+            for one in system.instances
+            if node.node_id in homes[one.name] or bytes_on(node, one.memory_base, one.memory_end) > 0
+        ],
     }
-
-
-def _is_on(one: Instance, node: NumaNode) -> bool:
-    return bool(set(one.cpus) & set(node.cpus)) or bytes_on(node, one.memory_base, one.memory_end) > 0
 
 
 def lines(system: System, statuses: dict[str, str]) -> list[str]:
