@@ -1,11 +1,23 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For all tests: with ZERNEL_NO_SKIP=1, which `make test` sets, a skipped test is a failed run."""
+"""For all tests: with ZERNEL_NO_SKIP=1, which `make test` sets, a skipped test is a failed run; and the marker
+``root`` on what mounts."""
 
 from __future__ import annotations
 
 import os
 
 import pytest
+
+
+MOUNTS = "bare"
+"""The fixture below all that mount the simulated multikernel file system, which takes root."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if MOUNTS in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.root)
 
 
 @pytest.hookimpl(trylast=True)

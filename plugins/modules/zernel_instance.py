@@ -263,6 +263,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.zernel.fleet.plugins.module_utils._multikernel import (
     ROOT_ARGUMENT,
     SIMULATED,
+    STATES,
     environment,
     refuse_hyphen,
 )
@@ -301,11 +302,7 @@ def main():
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "str", "required": True},
-            "state": {
-                "type": "str",
-                "choices": ["present", "absent", "loaded", "started", "stopped"],
-                "default": "present",
-            },
+            "state": {"type": "str", "choices": list(STATES), "default": "present"},
             "cpus": {"type": "str"},
             "cpu_count": {"type": "int"},
             "memory": {"type": "str"},
