@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For all tests: with ZERNEL_NO_SKIP=1, which `make test` sets, a skipped test is a failed run; and the marker
-``root`` on what mounts."""
+"""For all tests: the marker ``root`` on what mounts; and with ZERNEL_NO_SKIP=1, which `make test` sets, a
+skipped test is a failed run."""
 
 from __future__ import annotations
 
 import os
 
 import pytest
-
 
 MOUNTS = "bare"
 """The fixture below all that mount the simulated multikernel file system, which takes root."""

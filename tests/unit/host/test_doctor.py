@@ -56,6 +56,12 @@ def doctor(*arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
+@pytest.fixture(autouse=True)
+def no_root_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What whoever runs the tests has exported is no part of the hosts that are looked at."""
+    monkeypatch.delenv("ZERNEL_MULTIKERNEL_ROOT", raising=False)
+
+
 @pytest.fixture
 def host(tmp_path: Path) -> Files:
     return Files(tmp_path)

@@ -212,6 +212,17 @@ def test_an_instance_that_shall_be_elsewhere_is_placed_anew(gpus: Host) -> None:
     assert "memory-base" not in gpus.refused("update", "web", "--numa-nodes=9")
 
 
+def test_an_id_and_a_place_in_memory_are_changed_as_ensure_does(host: Host) -> None:
+    host.ok("create", "web", "--cpus=4-7", "--memory=2GB")
+    words = ("web", "--id=7", "--memory-base=0x100000000")
+    planned = host.json("ensure", *words, "--dry-run")
+    done = host.json("update", *words)
+    assert (done["after"]["id"], done["after"]["memory_base"]) == (7, 0x100000000)
+    assert (done["after"], done["warnings"]) == (planned["after"], planned["warnings"])
+    assert host.instances()["web"] == done["after"]
+    assert "--id=0" in host.refused("update", "web", "--id=0")
+
+
 @pytest.mark.parametrize("words", [["--cpu-affinity=spread"], ["--devices=eth0:vf2"]])
 def test_an_instance_with_a_kernel_is_not_replaced(web: Host, kernel: Path, words: list[str]) -> None:
     web.ok("load", "web", f"--kernel={kernel}")

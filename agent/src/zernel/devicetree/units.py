@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
-from zernel.devicetree.model import MAX_CPU, MAX_NODE, PAGE_BYTES, DeviceUse
+from zernel.devicetree.model import MAX_CPU, MAX_INSTANCE_ID, MAX_NODE, PAGE_BYTES, DeviceUse
 from zernel.errors import ZernelError, fail
 
 TYPE_CHECKING = False  # as typing's, whose import would cost every command 3 ms
@@ -197,3 +198,19 @@ def parse_devices(text: str, option: str) -> tuple[DeviceUse, ...]:
             )
         uses.append(use)
     return tuple(uses)
+
+
+RESOURCES: dict[str, Callable[[str, str], object]] = {
+    "cpus": parse_cpus,
+    "cpu_count": lambda text, option: parse_number(text, option, MAX_CPU + 1),
+    "memory": parse_memory,
+    "memory_base": parse_base,
+    "devices": lambda text, option: () if text == "none" else parse_devices(text, option),
+    "id": lambda text, option: parse_number(text, option, MAX_INSTANCE_ID),
+    "numa_nodes": parse_nodes,
+    # Which words there are is a rule for instances, however they came about.
+    "cpu_affinity": lambda text, _: text,
+    "memory_policy": lambda text, _: text,
+}
+"""What an instance can be asked to have, and what reads it: a text, and what to call it in an error. These
+are options of commands, and keys of the files that declare instances."""
