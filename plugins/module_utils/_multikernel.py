@@ -109,6 +109,19 @@ def write_declarations(instances, directory, option):
     return names
 
 
+def renamed(problems, names):
+    """Return problems, texts or the agent's errors, in which a person's names stand for files that
+    C(write_declarations) wrote."""
+    if isinstance(problems, str):
+        for path, name in names.items():
+            problems = problems.replace(path, name)
+    elif isinstance(problems, list):
+        problems = [renamed(one, names) for one in problems]
+    elif isinstance(problems, dict):
+        problems = {key: renamed(one, names) for key, one in problems.items()}
+    return problems
+
+
 def conflicts(hardware, plan, other_kernel=False):
     """Return what is wrong with a host for the plan, given what C(zernel show --hardware) said.
 

@@ -89,6 +89,7 @@ from ansible_collections.zernel.fleet.plugins.module_utils._multikernel import (
     ROOT_ARGUMENT,
     SIMULATED,
     environment,
+    renamed,
     sentences,
     undeclarable,
     write_declarations,
@@ -115,11 +116,9 @@ def main():
         ]
         environ = environment(module.params["multikernel_root"])
         result = ZernelCli(module).run(words, environ=environ, check=False)
-    errors = refused + result.get("errors", [])
+    errors = refused + renamed(result.get("errors", []), names)
     if errors:
         reasons = "\n".join("  - " + reason for reason in sentences("Instance", errors))
-        for path, name in names.items():
-            reasons = reasons.replace(path, name)
         module.fail_json(msg="The instances cannot be what is declared:\n" + reasons, errors=errors)
     if result["simulated"]:
         module.warn(SIMULATED)

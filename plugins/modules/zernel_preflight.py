@@ -163,6 +163,7 @@ from ansible_collections.zernel.fleet.plugins.module_utils._multikernel import (
     conflicts,
     hardware_words,
     judging_words,
+    renamed,
     sentences,
     undeclarable,
     write_declarations,
@@ -337,9 +338,7 @@ class Agent:
             names = write_declarations(plan["declared"], directory, option)
             problems = sentences("Kernel instances", undeclarable(plan["declared"], option))
             problems += self.errors("Kernel instances", judging_words(plan, directory))
-        for path, name in names.items():
-            problems = [problem.replace(path, name) for problem in problems]
-        return problems
+        return renamed(problems, names)
 
     def errors(self, about, words, data=None):
         """Run a command that may refuse, and return its reasons."""

@@ -235,6 +235,12 @@ def test_an_instance_with_a_kernel_is_not_replaced(web: Host, kernel: Path, word
     assert web.instances() == before
 
 
+def test_what_is_refused_is_not_said_to_be_replaced(web: Host) -> None:
+    shown = web.refused("update", "web", "--cpu-affinity=spread", "--devices=eth0:vf9")
+    assert "exceeds available VFs" in shown
+    assert "created anew" not in shown
+
+
 @pytest.mark.parametrize("faulty", [["none", "none", "failed"], ["none", "failed"]], indirect=True)
 def test_a_replacement_that_fails_leaves_what_was_there(faulty: Host) -> None:
     faulty.ok(*DATABASE)

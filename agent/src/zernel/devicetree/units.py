@@ -73,7 +73,7 @@ def parse_memory(text: str, option: str) -> int:
             "bad-memory-size",
             f"{option}: {size} bytes is no usable amount of memory",
             explanation="Memory is given away in whole pages of 4KB (0x1000), at least one",
-            suggestion=f"Use {option}={exact_size(rounded)}",
+            suggestion=f"Use {option}={exact_size(rounded)}" if size else f"Write it as {option}=2GB",
         )
     return size
 
@@ -90,7 +90,9 @@ def parse_base(text: str, option: str) -> int:
                 "Page size: 4KB (0x1000)",
                 "Alignment requirement: Address must be multiple of 0x1000",
             ),
-            suggestion=f"Use base address {base // PAGE_BYTES * PAGE_BYTES:#x} (already aligned)",
+            suggestion=f"Use base address {base // PAGE_BYTES * PAGE_BYTES:#x} (already aligned)"
+            if base > PAGE_BYTES
+            else "Use an address in the memory pool: zernel show",
         )
     return base
 

@@ -136,7 +136,7 @@ def update(fs: MultikernelFs, wish: planning.Update, *, dry_run: bool, root: Pat
         replaced, why = planning.replacements(instances, target, resources, statuses)
         problems += why
         if not is_valid(problems):
-            raise ZernelError(*problems)
+            raise planning.refused(problems)
         status = statuses[wish.name]
         outcome = Outcome(
             existing, after, status, warnings=tuple(problems), notes=settled.notes, replaced=bool(replaced)
@@ -182,7 +182,7 @@ def rollback(fs: MultikernelFs, transaction: int | None, *, dry_run: bool) -> Ro
         replaced, why = planning.replacements(before, instances, resources, current.statuses)
         problems += why
         if not is_valid(problems):
-            raise ZernelError(*problems)
+            raise planning.refused(problems)
         steps = order(before, instances, replaced)
         if refusals := planning.check_busy(current.statuses, steps) + wire.refusals(steps, resources):
             raise ZernelError(*refusals)
