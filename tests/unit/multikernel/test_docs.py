@@ -17,7 +17,8 @@ def test_the_declaration_shown_fits_the_baseline_that_is_named(host: Host, tmp_p
     (shown,) = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
     (tmp_path / "web-server.yaml").write_text(shown)
     done = host.json("apply", f"--directory={tmp_path}")
-    assert done["warnings"] == []
+    # The machine of the baseline is not the one that runs this test.
+    assert {one["code"] for one in done["warnings"]} <= {"topology-unknown"}
     assert host.instances()["web-server"]["cpus"] == [4, 5, 6, 7]
 
 

@@ -220,7 +220,7 @@ def test_an_id_and_a_place_in_memory_are_changed_as_ensure_does(host: Host) -> N
     assert (done["after"]["id"], done["after"]["memory_base"]) == (7, 0x100000000)
     assert (done["after"], done["warnings"]) == (planned["after"], planned["warnings"])
     assert host.instances()["web"] == done["after"]
-    assert "--id=0" in host.refused("update", "web", "--id=0")
+    assert "--id: '0' is not possible" in host.refused("update", "web", "--id=0")
 
 
 @pytest.mark.parametrize("words", [["--cpu-affinity=spread"], ["--devices=eth0:vf2"]])
