@@ -8,14 +8,14 @@ import os
 
 import pytest
 
-MOUNTS = "bare"
-"""The fixture below all that mount the simulated multikernel file system, which takes root."""
+MOUNTS = {"bare", "full_disk"}
+"""The fixtures below all that mount something, which takes root: the simulated multikernel file system, a disk."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if MOUNTS in getattr(item, "fixturenames", ()):
+        if MOUNTS.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.root)
 
 

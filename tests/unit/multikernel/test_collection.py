@@ -317,6 +317,7 @@ def roles(tmp_path: Path, **variables: Any) -> list[dict[str, Any]]:
     return [{**head, "vars": {"ansible_python_interpreter": sys.executable}, "tasks": tasks}]
 
 
+@pytest.mark.root
 def test_the_role_renders_a_valid_baseline_of_this_machine(play: Play, tmp_path: Path) -> None:
     text = play.playbook(roles(tmp_path, zernel_multikernel_simulate=True))
     assert "changed=1" in text
