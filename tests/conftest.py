@@ -9,7 +9,7 @@ import os
 import pytest
 
 MOUNTS = {"bare", "full_disk"}
-"""The fixtures below all that mount something, which takes root: the simulated multikernel file system, a disk."""
+"""The fixtures below all that mount something, which takes root: the simulation, a disk."""
 
 
 @pytest.hookimpl(tryfirst=True)
