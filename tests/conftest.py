@@ -1,11 +1,22 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For all tests: with ZERNEL_NO_SKIP=1, which `make test` sets, a skipped test is a failed run."""
+"""For all tests: the marker ``root`` on what mounts; and with ZERNEL_NO_SKIP=1, which `make test` sets, a
+skipped test is a failed run."""
 
 from __future__ import annotations
 
 import os
 
 import pytest
+
+MOUNTS = {"bare", "full_disk"}
+"""The fixtures below all that mount something, which takes root: the simulation, a disk."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if MOUNTS.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.root)
 
 
 @pytest.hookimpl(trylast=True)

@@ -23,6 +23,9 @@ PLAN = {
 }
 """Module options: whether there must be a baseline, and instances, and whether these are simulated."""
 
+STATES = ("present", "absent", "loaded", "started", "stopped")
+"""The states of an instance and of its kernel."""
+
 OF_KERNEL = ("state", "kernel", "initrd", "cmdline", "force")
 """What the role's list says of an instance's kernel; a declaration is about its resources."""
 
@@ -58,18 +61,65 @@ def _proposal_words(proposal):
     return ["--%s=%s" % (name.replace("_", "-"), proposal[name]) for name in PROPOSAL if proposal[name]]
 
 
+def undeclarable(instances, option):
+    """Return an error, as the agent's, for each instance of an option that is not to be there.
+
+    A declaration says what there shall be: one of an instance that is to be C(absent), or that has a state
+    which does not exist, would create it.
+    """
+    errors = []
+    for index, instance in enumerate(instances):
+        if _is_declarable(instance):
+            continue
+        state = instance["state"]
+        said = "its state is %r" % (state,)
+        what = (
+            "this is about instances that there shall be" if state == "absent" else "there is no such state"
+        )
+        delete = "Delete it with zernel.fleet.zernel_instance, and leave it out here"
+        errors.append(
+            {
+                "code": "not-declarable",
+                "message": "%s, entry %d: %s, and %s" % (option, index + 1, said, what),
+                "instance": instance.get("name"),
+                "suggestion": delete if state == "absent" else "Use one of: %s" % ", ".join(STATES),
+            }
+        )
+    return errors
+
+
+def _is_declarable(instance):
+    state = instance.get("state", "present")
+    return state in STATES and state != "absent"
+
+
 def write_declarations(instances, directory, option):
-    """Write each instance that an option declares to a file of its own.
+    """Write each instance of an option to a file of its own, but for those that C(undeclarable) names.
 
     Returns file to what to call it in a problem.
     """
     names = {}
     for index, instance in enumerate(instances):
+        if not _is_declarable(instance):
+            continue
         path = Path(directory) / ("%04d.yaml" % index)
         held = {key: value for key, value in instance.items() if key not in OF_KERNEL}
         path.write_text(json.dumps(held), encoding="utf-8")
         names[str(path)] = "%s, entry %d" % (option, index + 1)
     return names
+
+
+def renamed(problems, names):
+    """Return problems, texts or the agent's errors, in which a person's names stand for files that
+    C(write_declarations) wrote."""
+    if isinstance(problems, str):
+        for path, name in names.items():
+            problems = problems.replace(path, name)
+    elif isinstance(problems, list):
+        problems = [renamed(one, names) for one in problems]
+    elif isinstance(problems, dict):
+        problems = {key: renamed(one, names) for key, one in problems.items()}
+    return problems
 
 
 def conflicts(hardware, plan, other_kernel=False):

@@ -40,10 +40,11 @@ options:
     default: present
   cpus:
     description:
-      - The CPUs that it has, such as V(4-7) or V(4,5,8-11).
+      - The CPUs that it has, such as V(4-7) or V(4,5,8-11), or a list of them.
       - To create an instance, one of O(cpus) and O(cpu_count) is needed. Of an instance that exists, each
         resource that is not given stays as it is.
-    type: str
+    type: list
+    elements: str
   cpu_count:
     description:
       - How many CPUs it has. It keeps those that it has, and free ones are chosen, whole neighbouring cores
@@ -66,9 +67,10 @@ options:
     elements: str
   numa_nodes:
     description:
-      - The NUMA nodes that its CPUs are on, such as V(0) or V(0,2-3). Its memory is there too where it can
-        be.
-    type: str
+      - The NUMA nodes that its CPUs are on, such as V(0) or V(0,2-3), or a list of them. Its memory is there
+        too where it can be.
+    type: list
+    elements: str
   cpu_affinity:
     description:
       - How its CPUs are chosen. V(compact) takes few nodes and neighbouring cores, V(spread) takes evenly of
@@ -263,6 +265,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.zernel.fleet.plugins.module_utils._multikernel import (
     ROOT_ARGUMENT,
     SIMULATED,
+    STATES,
     environment,
     refuse_hyphen,
 )
@@ -287,11 +290,11 @@ PASSED_ON = (
 def arguments(params):
     """Return the words after C(zernel) for what the task asks."""
     words = ["ensure", params["name"], "--state=" + params["state"]]
-    words += [
-        "--%s=%s" % (option.replace("_", "-"), params[option])
-        for option in PASSED_ON
-        if params[option] is not None
-    ]
+    for option in PASSED_ON:
+        value = params[option]
+        if value is not None:
+            text = ",".join(value) if isinstance(value, list) else value
+            words.append("--%s=%s" % (option.replace("_", "-"), text))
     if params["devices"] is not None:
         words.append("--devices=" + (",".join(params["devices"]) or "none"))
     return words + (["--force"] if params["force"] else [])
@@ -301,17 +304,13 @@ def main():
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "str", "required": True},
-            "state": {
-                "type": "str",
-                "choices": ["present", "absent", "loaded", "started", "stopped"],
-                "default": "present",
-            },
-            "cpus": {"type": "str"},
+            "state": {"type": "str", "choices": list(STATES), "default": "present"},
+            "cpus": {"type": "list", "elements": "str"},
             "cpu_count": {"type": "int"},
             "memory": {"type": "str"},
             "memory_base": {"type": "str"},
             "devices": {"type": "list", "elements": "str"},
-            "numa_nodes": {"type": "str"},
+            "numa_nodes": {"type": "list", "elements": "str"},
             "cpu_affinity": {"type": "str", "choices": ["compact", "spread", "local"]},
             "memory_policy": {"type": "str", "choices": ["local", "interleave", "bind"]},
             "id": {"type": "int"},

@@ -23,7 +23,8 @@ options:
         C(/etc/zernel/instances.d) may hold, V(memory_base), V(devices), V(id), V(numa_nodes),
         V(cpu_affinity) and V(memory_policy).
       - The keys V(state), V(kernel), V(initrd), V(cmdline) and V(force) of M(zernel.fleet.zernel_instance)
-        are left out, so that one list serves both modules.
+        are left out, so that one list serves both modules. An instance that is to be V(absent) is refused,
+        as this module does not delete.
     type: list
     elements: dict
     required: true
@@ -88,7 +89,9 @@ from ansible_collections.zernel.fleet.plugins.module_utils._multikernel import (
     ROOT_ARGUMENT,
     SIMULATED,
     environment,
+    renamed,
     sentences,
+    undeclarable,
     write_declarations,
 )
 from ansible_collections.zernel.fleet.plugins.module_utils._zernel import AGENT_ARGUMENTS, ZernelCli
@@ -103,16 +106,20 @@ def main():
         },
         supports_check_mode=True,
     )
+    refused = undeclarable(module.params["instances"], "instances")
     with tempfile.TemporaryDirectory(dir=module.tmpdir) as directory:
         names = write_declarations(module.params["instances"], directory, "instances")
-        words = ["apply", "--directory=" + directory, *(["--dry-run"] if module.check_mode else [])]
+        words = [
+            "apply",
+            "--directory=" + directory,
+            *(["--dry-run"] if module.check_mode or refused else []),
+        ]
         environ = environment(module.params["multikernel_root"])
         result = ZernelCli(module).run(words, environ=environ, check=False)
-    if result["status"] == "error":
-        reasons = "\n".join("  - " + reason for reason in sentences("Instance", result["errors"]))
-        for path, name in names.items():
-            reasons = reasons.replace(path, name)
-        module.fail_json(msg="The instances cannot be what is declared:\n" + reasons, errors=result["errors"])
+    errors = refused + renamed(result.get("errors", []), names)
+    if errors:
+        reasons = "\n".join("  - " + reason for reason in sentences("Instance", errors))
+        module.fail_json(msg="The instances cannot be what is declared:\n" + reasons, errors=errors)
     if result["simulated"]:
         module.warn(SIMULATED)
     for warning in result["warnings"]:

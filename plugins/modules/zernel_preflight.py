@@ -163,7 +163,9 @@ from ansible_collections.zernel.fleet.plugins.module_utils._multikernel import (
     conflicts,
     hardware_words,
     judging_words,
+    renamed,
     sentences,
+    undeclarable,
     write_declarations,
 )
 from ansible_collections.zernel.fleet.plugins.module_utils._zernel import run_program
@@ -331,12 +333,12 @@ class Agent:
 
     def check_declared(self, plan):
         """Return what is wrong with the instances that are declared for this host."""
+        option = "zernel_multikernel_instances"
         with tempfile.TemporaryDirectory(dir=self.module.tmpdir) as directory:
-            names = write_declarations(plan["declared"], directory, "zernel_multikernel_instances")
-            problems = self.errors("Kernel instances", judging_words(plan, directory))
-        for path, name in names.items():
-            problems = [problem.replace(path, name) for problem in problems]
-        return problems
+            names = write_declarations(plan["declared"], directory, option)
+            problems = sentences("Kernel instances", undeclarable(plan["declared"], option))
+            problems += self.errors("Kernel instances", judging_words(plan, directory))
+        return renamed(problems, names)
 
     def errors(self, about, words, data=None):
         """Run a command that may refuse, and return its reasons."""

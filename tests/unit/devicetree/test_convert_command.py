@@ -81,6 +81,7 @@ def test_standard_output_takes_source_and_redirected_blobs_only(tmp_path: Path) 
     assert done.returncode == 1
     assert done.stderr.startswith("ERROR: A blob is not written to a terminal")
     assert zernel("convert", source, "-", "--to=dts").stdout.startswith("/dts-v1/;\n")
+    assert zernel("convert", source, "-").stdout.startswith("/dts-v1/;\n")
 
 
 def test_the_input_is_never_overwritten_under_any_name(tmp_path: Path) -> None:

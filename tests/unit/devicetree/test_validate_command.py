@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import yaml
@@ -13,7 +14,7 @@ from zernel.devicetree.load import read_file
 from zernel.devicetree.render import system_tree
 from zernel.multikernel.wire_v1 import V1
 
-from .command import EXAMPLES, refused, zernel
+from .command import EXAMPLES, ZERNEL, refused, zernel
 
 
 def test_a_whole_system_is_reported_with_its_instances() -> None:
@@ -57,6 +58,16 @@ def test_one_bad_file_makes_the_status_and_the_others_are_still_validated(tmp_pa
     assert "Cannot read the device tree" in done.stderr
     assert done.stdout.count("✓ Validation passed") == 1
     assert done.stdout.count("✗ Validation failed with 1 error") == 2
+
+
+def test_problems_stand_under_their_file_where_both_streams_go_to_one_place(tmp_path: Path) -> None:
+    files = [EXAMPLES / "minimal.dts", tmp_path / "nothing.dts", EXAMPLES / "conflict_example.dts"]
+    done = subprocess.run(
+        [ZERNEL, "validate", *files], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    first, second, third = (done.stdout.index(f"{file}:\n") for file in files)
+    assert first < done.stdout.index("✓ Validation passed") < second
+    assert second < done.stdout.index("ERROR: ") < third < done.stdout.rindex("ERROR: ")
 
 
 def test_verbose_lists_devices_and_nodes() -> None:

@@ -137,6 +137,7 @@ def test_the_hosts_own_libraries_come_before_those_of_processes(
     assert list(ordered) == [own.inode, copy_of(plain).inode]
 
 
+@pytest.mark.root
 def test_a_mapping_of_this_process_is_found(tmp_path: Path, thunked: Path) -> None:
     library = tmp_path / "with space" / "libcuda.so.535.261.03"
     place(thunked, library)

@@ -56,6 +56,12 @@ def doctor(*arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
+@pytest.fixture(autouse=True)
+def no_root_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What whoever runs the tests has exported is no part of the hosts that are looked at."""
+    monkeypatch.delenv("ZERNEL_MULTIKERNEL_ROOT", raising=False)
+
+
 @pytest.fixture
 def host(tmp_path: Path) -> Files:
     return Files(tmp_path)
@@ -286,6 +292,7 @@ place = "/run/zernel/multikernel"
 """
 
 
+@pytest.mark.root
 def test_the_simulation_in_its_own_place_is_what_show_uses() -> None:
     """No environment variable names it: the place of zernel-multikernel-simulated.service."""
     found, shown, after = in_namespace(
@@ -304,6 +311,7 @@ def test_the_simulation_in_its_own_place_is_what_show_uses() -> None:
     assert "mount -t multikernel" in after["suggestion"]
 
 
+@pytest.mark.root
 def test_another_fuse_mount_is_no_simulation_and_is_not_touched() -> None:
     """Nobody answers for this one: a call into it would hang."""
     found, refused = in_namespace(
@@ -319,6 +327,7 @@ def test_another_fuse_mount_is_no_simulation_and_is_not_touched() -> None:
     assert "What is mounted there is of type 'fuse.other'" in refused
 
 
+@pytest.mark.root
 def test_a_simulation_that_died_is_said() -> None:
     found = in_namespace(
         "started = zernel('simulate', 'multikernel', place, '--background', '--format=json')\n"
@@ -369,6 +378,7 @@ def test_an_empty_root_is_a_host_about_which_nothing_is_known(tmp_path: Path) ->
     assert found["sched_ext"] == "missing"
 
 
+@pytest.mark.root
 def test_a_plain_user_is_told_what_was_not_tried() -> None:
     done = doctor("--format=json", prefix=("setpriv", "--reuid=65534", "--clear-groups"))
     data = json.loads(done.stdout)

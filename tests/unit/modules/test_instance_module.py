@@ -291,8 +291,30 @@ def test_several_instances_are_made_what_is_declared_or_none(modules: Modules) -
             "instances, entry 3: The key 'memory' is missing",
         ):
             assert part in refused["msg"]
+        assert "/tmp" not in str(refused["errors"])
         assert modules.host.instances() == done["instances"]
     assert not declare({**db, "cpu_count": 4})["changed"], "what is not declared is left alone"
+
+
+def test_what_is_to_be_absent_is_not_declared(modules: Modules) -> None:
+    web = {"name": "web", "cpus": "4-7", "memory": "2GB", "state": "absent"}
+    others = [
+        {"name": "db", "cpu_count": 2, "memory": "1GB"},
+        {"name": "x", "memory": "1GB", "state": "gone"},
+    ]
+    for check in (True, False):
+        refused = modules.run("zernel_instances", check=check, instances=[web, *others], **modules.common)
+        assert refused["failed"]
+        assert [one["code"] for one in refused["errors"]] == ["not-declarable", "not-declarable"]
+        assert "entry 1: its state is 'absent'" in refused["msg"]
+        assert (
+            "entry 3: its state is 'gone', and there is no such state. Use one of: present" in refused["msg"]
+        )
+        assert modules.host.instances() == {}
+    # What else is wrong is said in the same breath.
+    refused = modules.run("zernel_instances", instances=[web, {"name": "y"}], **modules.common)
+    assert "entry 1: its state is 'absent'" in refused["msg"]
+    assert "entry 2: The key 'memory' is missing" in refused["msg"]
 
 
 def test_a_baseline_is_replaced_only_while_there_are_no_instances(modules: Modules) -> None:

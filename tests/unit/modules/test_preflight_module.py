@@ -173,6 +173,7 @@ WHY = [
 
 
 @pytest.mark.parametrize("yaml", [True, False], ids=["yaml", "no-yaml"])
+@pytest.mark.root
 def test_declared_instances_are_judged_by_what_they_ask_for(judge: Judge, yaml: bool) -> None:
     if not yaml:  # as on a host that has none of the agent's dependencies yet
         missing = "raise ModuleNotFoundError('no yaml', name='yaml')\n"
@@ -187,6 +188,7 @@ def test_declared_instances_are_judged_by_what_they_ask_for(judge: Judge, yaml: 
     assert any("CPU" in problem and "db" in problem for problem in conflict), conflict
 
 
+@pytest.mark.root
 def test_instances_for_another_kernel_are_judged_only_where_they_are_simulated(judge: Judge) -> None:
     assert judge.problems(WRONG[:1], kernel_release="6.99.0")
     plan = {"baseline": True, "instances": True, "simulate": False, "declared": WRONG[:1]}

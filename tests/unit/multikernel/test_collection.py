@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from modules import systemctl
 
 from zernel.devicetree.load import read_file
 
@@ -178,34 +179,59 @@ def test_options_that_modules_share_are_set_once(host: Host, play: Play) -> None
     assert "/nowhere/zernel" in hardware["msg"]
 
 
-def test_the_role_brings_the_instances_about_and_keeps_them_for_the_next_boot(
-    host: Host, play: Play, tmp_path: Path, kernel: Path
-) -> None:
-    play.environment |= {"ZERNEL_MULTIKERNEL_ROOT": str(host.root), "ZERNEL_STATE_DIR": str(host.state)}
-    kept = tmp_path / "instances.d/ansible.yaml"
-    known = {
-        "_zernel_multikernel_baseline": str(EXAMPLES / "baseline.dts"),
-        "_zernel_multikernel_declarations": str(kept),
-        "_zernel_multikernel_host": {"hardware": {"multikernel": True}},
-        "_zernel_multikernel_file": {"changed": False},
-        "_zernel_multikernel_service": {"changed": False},
-    }
+class Role:
+    """Runs the last act of the role multikernel on this machine; units are files."""
 
-    def run(*instances: dict[str, Any], check: bool = False) -> str:
-        task = role(tmp_path, "run", zernel_multikernel_instances=list(instances), **known)
+    def __init__(self, host: Host, play: Play, tmp_path: Path) -> None:
+        self.play, self.directory = play, tmp_path
+        self.kept = tmp_path / "instances.d/ansible.yaml"
+        self.units, environment = systemctl.install(tmp_path)
+        play.environment |= {
+            "ZERNEL_MULTIKERNEL_ROOT": str(host.root),
+            "ZERNEL_STATE_DIR": str(host.state),
+            "UNITS": environment["UNITS"],
+            "PATH": f"{BIN}:{environment['PATH']}",
+        }
+        for name in ("zernel-multikernel-simulated", "zernel-multikernel", "zernel-instances"):
+            (self.units / f"{name}.service").write_text("loaded inactive disabled yes\n")
+        boot = self.units / "zernel-instances.service.exec"
+        boot.write_text(f"#!/bin/sh\n! test -e {self.kept} || zernel apply --directory={self.kept.parent}\n")
+        boot.chmod(0o755)
+
+    def run(self, *instances: dict[str, Any], check: bool = False, ok: bool = True) -> str:
+        known = {
+            "_zernel_multikernel_baseline": str(EXAMPLES / "baseline.dts"),
+            "_zernel_multikernel_declarations": str(self.kept),
+            "_zernel_multikernel_host": {"hardware": {"multikernel": True}},
+            "_zernel_multikernel_file": {"changed": False},
+        }
+        task = role(self.directory, "run", zernel_multikernel_instances=list(instances), **known)
         head = {"hosts": "localhost", "connection": "local", "gather_facts": False}
-        return play.playbook(
-            [{**head, "vars": {"ansible_python_interpreter": sys.executable}, "tasks": [task]}],
-            # The services before it take systemd.
-            "--start-at-task=Hand the baseline to the kernel",
-            check=check,
-        )
+        head["vars"] = {"ansible_python_interpreter": sys.executable}
+        return self.play.playbook([{**head, "tasks": [task]}], check=check, ok=ok)
 
+    def unit(self, name: str) -> str:
+        return (self.units / f"{name}.service").read_text()
+
+
+@pytest.fixture
+def last_act(host: Host, play: Play, tmp_path: Path) -> Role:
+    return Role(host, play, tmp_path)
+
+
+def test_the_role_brings_the_instances_about_and_keeps_them_for_the_next_boot(
+    host: Host, last_act: Role, kernel: Path
+) -> None:
+    run, kept = last_act.run, last_act.kept
     web = {"name": "web", "cpus": "4-7", "memory": "2GB", "state": "started", "kernel": str(kernel)}
     db = {"name": "db", "cpu_count": 2, "memory": "0x40000000", "id": 9, "devices": ["eth0:vf1"]}
-    assert "changed=2" in run(web, db, check=True)
+    assert "changed=2" in run(web, db, check=True)  # nothing is mounted yet, so that it cannot tell more
     assert host.instances() == {}
-    assert "changed=4" in run(web, db)  # the instances, their kernels, the directory, the file
+    # The mount, the instances, the directory, the file, the unit, the kernels.
+    assert "changed=6" in run(web, db)
+    assert last_act.unit("zernel-multikernel") == "loaded active enabled yes\n"
+    assert last_act.unit("zernel-instances") == "loaded active enabled yes\n"
+    assert last_act.unit("zernel-multikernel-simulated") == "loaded inactive disabled yes\n"
     found = host.instances()
     assert (found["web"]["status"], found["db"]["status"]) == ("active", "ready")
     assert "changed=0" in run(web, db)
@@ -223,6 +249,38 @@ def test_the_role_brings_the_instances_about_and_keeps_them_for_the_next_boot(
     run({"name": "data", "state": "absent"}, {"name": "db", "state": "absent"})
     assert host.instances() == {}
     assert not kept.exists()
+
+
+def test_the_role_repairs_a_boot_that_failed(host: Host, last_act: Role) -> None:
+    """A device that was kept for the boot is gone; the list is corrected, and the role is run again."""
+    last_act.kept.parent.mkdir()
+    last_act.kept.write_text("{name: web, cpus: 4-7, memory: 2GB, devices: [gone0]}\n")
+    failed = "loaded failed enabled yes\n"
+    (last_act.units / "zernel-instances.service").write_text(failed)
+    web = {"name": "web", "cpus": "4-7", "memory": "2GB", "devices": ["gone0"]}
+    assert "gone0" in last_act.run(web, ok=False)
+    assert last_act.unit("zernel-instances") == failed
+    last_act.run({**web, "devices": []})
+    assert host.instances()["web"]["devices"] == []
+    assert last_act.unit("zernel-instances") == "loaded active enabled yes\n"
+
+
+def test_a_kernel_that_cannot_be_loaded_does_not_keep_the_boot_from_what_is_declared(
+    host: Host, last_act: Role
+) -> None:
+    web = {"name": "web", "cpus": "4-7", "memory": "2GB"}
+    last_act.run(web)
+    last_act.run({**web, "cpus": "4-9", "state": "started", "kernel": "/nowhere/vmlinuz"}, ok=False)
+    assert len(host.instances()["web"]["cpus"]) == 6
+    again = host.json("apply", f"--directory={last_act.kept.parent}")
+    assert (again["status"], again["undeclared"]) == ("unchanged", [])
+
+
+def test_a_key_that_no_declaration_has_is_refused_and_not_dropped(last_act: Role) -> None:
+    assert "Unknown key 'cpu_share'" in last_act.run(
+        {"name": "web", "cpus": "4-7", "memory": "2GB", "cpu_share": "5"}, ok=False
+    )
+    assert not last_act.kept.exists()
 
 
 def test_a_baseline_is_applied_once(empty: Host, play: Play) -> None:
@@ -259,6 +317,7 @@ def roles(tmp_path: Path, **variables: Any) -> list[dict[str, Any]]:
     return [{**head, "vars": {"ansible_python_interpreter": sys.executable}, "tasks": tasks}]
 
 
+@pytest.mark.root
 def test_the_role_renders_a_valid_baseline_of_this_machine(play: Play, tmp_path: Path) -> None:
     text = play.playbook(roles(tmp_path, zernel_multikernel_simulate=True))
     assert "changed=1" in text

@@ -206,6 +206,24 @@ def test_the_command_shows_both(machine: Machine) -> None:
     assert data["errors"][0]["code"] == "host-cpus"
 
 
+def test_what_is_proposed_is_a_baseline_that_init_takes(machine: Machine, tmp_path: Path) -> None:
+    command = [ZERNEL, "show", "--hardware", f"--root={machine.root}"]
+    shown = subprocess.run([*command, "--dts", "--host-cpus=0-1"], capture_output=True, check=True).stdout
+    (tmp_path / "baseline.dts").write_bytes(shown)
+    init = [ZERNEL, "init", f"--input={tmp_path}/baseline.dts", "--format=json"]
+    found = json.loads(subprocess.run(init, capture_output=True, check=True).stdout)["hardware"]
+    data = subprocess.run([*command, "--format=json", "--host-cpus=0-1"], capture_output=True, check=True)
+    proposed = json.loads(data.stdout)["baseline"]
+    for part in ("cpus", "memory", "devices", "topology"):
+        assert found[part] == proposed[part]
+    for wrong in ([*command[:2], "--dts"], [*command, "--dts", "--format=json"]):
+        assert subprocess.run(wrong, capture_output=True).returncode == 2
+    machine.file("sys/devices/system/cpu/online", "0")
+    refused = subprocess.run([*command, "--dts"], capture_output=True, text=True)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("ERROR: ")
+
+
 def test_this_very_machine() -> None:
     found = hardware.discover()
     assert {cpu.number for cpu in found.cpus} >= os.sched_getaffinity(0)

@@ -140,7 +140,7 @@ def test_memory_that_is_no_amount_is_refused(host: Host, memory: str) -> None:
 
 @pytest.mark.parametrize(
     ("memory", "suggested"),
-    [("1073741825", "1048580KB"), ("4095", "4KB"), ("0", "4KB"), (str((1 << 64) - 1), "18014398509481980KB")],
+    [("1073741825", "1048580KB"), ("4095", "4KB"), (str((1 << 64) - 1), "18014398509481980KB")],
 )
 def test_the_size_that_is_suggested_is_exact_and_taken(memory: str, suggested: str) -> None:
     with pytest.raises(ZernelError) as caught:
@@ -149,6 +149,12 @@ def test_the_size_that_is_suggested_is_exact_and_taken(memory: str, suggested: s
     assert f"{memory} bytes is no usable" in problem.category
     assert problem.suggestion == f"Use --memory={suggested}"
     assert abs(parse_memory(suggested, "--memory") - int(memory)) <= 4096
+
+
+def test_no_memory_is_not_answered_with_the_least_that_can_be_written() -> None:
+    with pytest.raises(ZernelError) as caught:
+        parse_memory("0", "--memory")
+    assert caught.value.problems[0].suggestion == "Write it as --memory=2GB"
 
 
 @pytest.mark.parametrize(

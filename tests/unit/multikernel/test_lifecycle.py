@@ -283,7 +283,7 @@ def test_debians_kernel(web: Host, kernel: Path) -> None:
     ("faulty", "state", "verb", "says", "suggestion"),
     [
         (["load-einval"], "ready", "load", "Invalid argument (EINVAL)", "Run it again"),
-        (["load-enomem"], "ready", "load", "(ENOMEM)", "it has 2GB, kernel and initrd take 1MB"),
+        (["load-enomem"], "ready", "load", "(ENOMEM)", "Run it again: a simulation refuses"),
         (
             ["load-lost"],
             "ready",
@@ -312,6 +312,15 @@ def test_a_call_that_does_not_work(
     assert status(faulty) == state
     assert not pending(faulty)
     faulty.ok(*words(verb, kernel, *(["--force"] if verb == "kill" else [])))
+
+
+@pytest.mark.parametrize("faulty", [["load-enomem"]], indirect=True)
+def test_memory_that_is_short_is_told_only_where_the_kernel_takes_much_of_it(
+    faulty: Host, kernel: Path
+) -> None:
+    faulty.ok("create", "web", "--cpus=4-7", "--memory=1MB")
+    shown = faulty.refused(*words("load", kernel))
+    assert "Suggestion: Give the instance more memory: it has 1MB, kernel and initrd take 1MB" in shown
 
 
 @pytest.mark.parametrize("faulty", [["boot-failed", "failed", "load-einval"]], indirect=True)

@@ -76,7 +76,7 @@ def test_an_overlay_says_all_of_a_step_and_its_inverse_undoes_it(
         there = wire.followed(here, wire.step(Step(here, target), RESOURCES), RESOURCES)
         assert same(there, target)
         assert differences(there, target) == []
-        back = wire.followed(there, wire.step(Step(here, target).inverse(), RESOURCES), RESOURCES)
+        back = wire.followed(there, wire.step(Step(target, here), RESOURCES), RESOURCES)
         assert same(back, here)
         for between in (here, target, kept(here, target), union(here, target)):
             assert within(between, Step(here, target))

@@ -212,6 +212,17 @@ def test_an_instance_that_shall_be_elsewhere_is_placed_anew(gpus: Host) -> None:
     assert "memory-base" not in gpus.refused("update", "web", "--numa-nodes=9")
 
 
+def test_an_id_and_a_place_in_memory_are_changed_as_ensure_does(host: Host) -> None:
+    host.ok("create", "web", "--cpus=4-7", "--memory=2GB")
+    words = ("web", "--id=7", "--memory-base=0x100000000")
+    planned = host.json("ensure", *words, "--dry-run")
+    done = host.json("update", *words)
+    assert (done["after"]["id"], done["after"]["memory_base"]) == (7, 0x100000000)
+    assert (done["after"], done["warnings"]) == (planned["after"], planned["warnings"])
+    assert host.instances()["web"] == done["after"]
+    assert "--id: '0' is not possible" in host.refused("update", "web", "--id=0")
+
+
 @pytest.mark.parametrize("words", [["--cpu-affinity=spread"], ["--devices=eth0:vf2"]])
 def test_an_instance_with_a_kernel_is_not_replaced(web: Host, kernel: Path, words: list[str]) -> None:
     web.ok("load", "web", f"--kernel={kernel}")
@@ -222,6 +233,12 @@ def test_an_instance_with_a_kernel_is_not_replaced(web: Host, kernel: Path, word
     assert "Suggestion: Unload its kernel first: zernel unload web" in shown
     assert shown == web.refused("update", "web", *words, "--dry-run")
     assert web.instances() == before
+
+
+def test_what_is_refused_is_not_said_to_be_replaced(web: Host) -> None:
+    shown = web.refused("update", "web", "--cpu-affinity=spread", "--devices=eth0:vf9")
+    assert "exceeds available VFs" in shown
+    assert "created anew" not in shown
 
 
 @pytest.mark.parametrize("faulty", [["none", "none", "failed"], ["none", "failed"]], indirect=True)

@@ -30,7 +30,9 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", metavar="FILE", help="the same as INPUT")
     parser.add_argument("--output", metavar="FILE", help="the same as OUTPUT")
     parser.add_argument(
-        "--to", choices=sorted(_SUFFIXES.values()), help="the form to write; default: by OUTPUT's suffix"
+        "--to",
+        choices=sorted(_SUFFIXES.values()),
+        help="the form to write; default: by OUTPUT's suffix, for - dts",
     )
     parser.add_argument("--dry-run", action="store_true", help="same verdict, but nothing is written")
     add_format_option(parser)
@@ -106,7 +108,7 @@ def _paths(args: argparse.Namespace) -> tuple[str, str]:
 
 
 def _form(target: str, to: str | None) -> str:
-    form = to or _SUFFIXES.get(Path(target).suffix.lower())
+    form = to or ("dts" if target == "-" else _SUFFIXES.get(Path(target).suffix.lower()))
     if form is None:
         raise fail(
             "no-form",

@@ -21,7 +21,8 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--state",
         choices=ensure.STATES,
         default="present",
-        help="present: there, with what is given here; loaded: and it has a kernel; started: which runs;"
+        help="present (the default): there, with what is given here; loaded: and it has a kernel; started:"
+        " which runs;"
         " stopped: there, and not running; absent: not there",
     )
     options.add_resources(parser, required=False)

@@ -7,16 +7,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from zernel.devicetree.model import CPU_AFFINITIES, MAX_CPU, MAX_INSTANCE_ID, MEMORY_POLICIES
-from zernel.devicetree.units import (
-    parse_base,
-    parse_cpus,
-    parse_devices,
-    parse_memory,
-    parse_nodes,
-    parse_number,
-    parse_size,
-)
+from zernel.devicetree.model import CPU_AFFINITIES, MAX_INSTANCE_ID, MEMORY_POLICIES
+from zernel.devicetree.units import RESOURCES, parse_cpus, parse_memory, parse_size
 from zernel.errors import ZernelError
 
 
@@ -90,32 +82,20 @@ def add_boot_files(parser: argparse.ArgumentParser, *, required: bool) -> None:
 def resources(args: argparse.Namespace) -> dict[str, object]:
     """Return what `add_resources` read, by the names of `zernel.multikernel.planning.Request`; what was not
     given is left out. Raises `ZernelError` with every mistake."""
-    readers: dict[str, Callable[[str], object]] = {
-        "cpus": lambda text: parse_cpus(text, "--cpus"),
-        "cpu_count": lambda text: parse_number(text, "--cpu-count", MAX_CPU + 1),
-        "memory": lambda text: parse_memory(text, "--memory"),
-        "memory_base": lambda text: parse_base(text, "--memory-base"),
-        "devices": lambda text: () if text == "none" else parse_devices(text, "--devices"),
-        "numa_nodes": lambda text: parse_nodes(text, "--numa-nodes"),
-        "cpu_affinity": str,
-        "memory_policy": str,
-        "id": lambda text: parse_number(text, "--id", MAX_INSTANCE_ID),
-    }
-    return read(args, readers)
+    return read(args, RESOURCES)
 
 
-def read(args: argparse.Namespace, readers: dict[str, Callable[[str], object]]) -> dict[str, object]:
-    """Return the options that were given, as their readers read them; ``memory`` is ``memory_bytes`` then.
-
-    Raises `ZernelError` with every mistake in them.
+def read(args: argparse.Namespace, readers: dict[str, Callable[[str, str], object]]) -> dict[str, object]:
+    """Return the options that were given, as their readers read them, each of a text and the option;
+    ``memory`` is ``memory_bytes`` then. Raises `ZernelError` with every mistake in them.
     """
     values: dict[str, object] = {}
     mistakes: list[ZernelError] = []
     for name, reader in readers.items():
-        text = getattr(args, name)
+        text, option = getattr(args, name), f"--{name.replace('_', '-')}"
         if text is not None:
             try:
-                values["memory_bytes" if name == "memory" else name] = reader(text)
+                values["memory_bytes" if name == "memory" else name] = reader(text, option)
             except ZernelError as error:
                 mistakes.append(error)
     if mistakes:
@@ -134,10 +114,5 @@ def add_proposal(parser: argparse.ArgumentParser) -> None:
 
 def proposal(args: argparse.Namespace) -> dict[str, object]:
     """Return what `add_proposal` read, by the names of `zernel.host.hardware.propose`."""
-    readers: dict[str, Callable[[str], object]] = {
-        "host_cpus": lambda text: parse_cpus(text, "--host-cpus"),
-        "pool_size": lambda text: parse_memory(text, "--pool-size"),
-        "pool_base": lambda text: parse_size(text, "--pool-base"),
-    }
-    found = read(args, readers)
+    found = read(args, {"host_cpus": parse_cpus, "pool_size": parse_memory, "pool_base": parse_size})
     return {"pool_bytes" if name == "pool_size" else name: value for name, value in found.items()}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zernel.cli import options
 from zernel.cli.output import add_format_option, print_result
-from zernel.devicetree.model import Resources
+from zernel.devicetree.model import Resources, System
 from zernel.errors import Problem, ZernelError, fail
 from zernel.multikernel import report
 
@@ -32,6 +32,9 @@ def register(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="what is used and what is free: CPUs, memory and devices, by instance and NUMA node",
     )
+    parser.add_argument(
+        "--dts", action="store_true", help="with --hardware: only that baseline, as source for init --input"
+    )
     options.add_proposal(parser)
     parser.add_argument(
         "--root", type=Path, default=Path("/"), help="with --hardware: where sys/ and proc/ are"
@@ -42,6 +45,8 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show the state of the kernel, or the hardware. Nothing is changed."""
+    if args.dts and (not args.hardware or args.format != "text"):
+        args.wrong_usage("--dts goes with --hardware, and is a format itself")
     if args.hardware and args.report:
         args.wrong_usage("--hardware and --report do not go together")
     if args.report and args.name is not None:
@@ -140,9 +145,15 @@ def _show_hardware(args: argparse.Namespace) -> int:
     try:
         proposal = hardware.propose(found, **wishes)  # type: ignore[arg-type]
     except ZernelError as error:
-        if wishes:
+        if wishes or args.dts:
             raise  # what was asked for is impossible
         problems = error.problems  # a host that cannot be split still has hardware to show
+    if args.dts:
+        assert proposal is not None
+        from zernel.devicetree import render
+
+        print(render.source(render.system_tree(System(proposal, ()))), end="")
+        return 0
     data = {
         "status": "ok",
         "hardware": hardware.as_data(found),

@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 
 from zernel.cli import options
 from zernel.cli.output import add_format_option, print_result
-from zernel.devicetree.model import MAX_CPU
-from zernel.devicetree.units import parse_cpus, parse_devices, parse_memory, parse_nodes, parse_number
+from zernel.devicetree.units import RESOURCES, parse_cpus
 from zernel.multikernel import changes, fs, operations, planning, report
 from zernel.multikernel.text import change_data, print_change, told, transaction_data
 
@@ -26,10 +24,12 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--add-cpus", metavar="LIST", help="CPUs that it gets beside those it has")
     parser.add_argument("--remove-cpus", metavar="LIST", help="CPUs that are taken from it")
     parser.add_argument("--memory", metavar="SIZE", help="how much memory it shall have, such as 8GB")
+    parser.add_argument("--memory-base", metavar="ADDRESS", help="where its memory shall begin")
     parser.add_argument(
         "--devices", metavar="LIST", help="all devices that it shall have, such as gpu0; 'none' for no device"
     )
     options.add_wishes(parser)
+    parser.add_argument("--id", metavar="N", help="the id that it shall have")
     parser.add_argument("--dry-run", action="store_true", help="same verdict, but nothing is changed")
     options.add_root(parser)
     add_format_option(parser)
@@ -68,18 +68,8 @@ def _wish(args: argparse.Namespace) -> planning.Update:
     if len(cpus) > 1 and cpus != ["add_cpus", "remove_cpus"]:
         shown = " and ".join(f"--{name.replace('_', '-')}" for name in cpus)
         args.wrong_usage(f"{shown} do not go together")
-    others = ("memory", "devices", *planning.WISHES)
-    if not cpus and all(getattr(args, name) is None for name in others):
-        args.wrong_usage("nothing to change: give --cpus, --cpu-count, --memory or --devices")
-    readers: dict[str, Callable[[str], object]] = {
-        "cpus": lambda text: parse_cpus(text, "--cpus"),
-        "cpu_count": lambda text: parse_number(text, "--cpu-count", MAX_CPU + 1),
-        "add_cpus": lambda text: parse_cpus(text, "--add-cpus"),
-        "remove_cpus": lambda text: parse_cpus(text, "--remove-cpus"),
-        "memory": lambda text: parse_memory(text, "--memory"),
-        "numa_nodes": lambda text: parse_nodes(text, "--numa-nodes"),
-        "cpu_affinity": str,
-        "memory_policy": str,
-        "devices": lambda text: () if text == "none" else parse_devices(text, "--devices"),
-    }
+    readers = {**RESOURCES, "add_cpus": parse_cpus, "remove_cpus": parse_cpus}
+    if all(getattr(args, name) is None for name in readers):
+        *given, last = (f"--{name.replace('_', '-')}" for name in readers)
+        args.wrong_usage(f"nothing to change: give {', '.join(given)} or {last}")
     return planning.Update(name=args.name, **options.read(args, readers))  # type: ignore[arg-type]

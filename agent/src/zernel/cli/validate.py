@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from zernel import streams
 from zernel.cli.init import add_report_options, print_problems, text
 from zernel.cli.output import add_format_option, print_result
 from zernel.devicetree import load
@@ -37,24 +38,27 @@ def run(args: argparse.Namespace) -> int:
     """Validate every file; exit 1 when one of them is invalid or cannot be read."""
     base = _base(args.baseline) if args.baseline is not None else None
     results: list[dict[str, Any]] = []
-    shown: list[str] = []
+    as_text = args.format == "text"
     for file in args.files:
         found, problems = _check(file, base)
         valid = is_valid(problems)
-        if not valid and not (args.report and args.format == "text"):
+        if as_text and len(args.files) > 1:
+            # Before its problems, which go to standard error: both may end up in one file.
+            streams.write(f"{chr(10) if results else ''}{file}:\n")
+        if not valid and not (args.report and as_text):
             print_problems(problems)
         system = found.system
         data = report.report_data(
             system.resources if system else None, system.instances if system else (), problems
         )
         results.append({"file": file, "dialect": found.dialect if system else None, **data})
-        if len(args.files) > 1:
-            shown += [*([""] if shown else []), f"{file}:"]
-        shown += text(args, found, problems, "Validation")
         sys.stderr.flush()
+        if as_text:
+            streams.write("\n".join(text(args, found, problems, "Validation")) + "\n")
     valid = all(result["status"] == "valid" for result in results)
     whole = {"status": "valid" if valid else "invalid", "files": results}
-    print_result(whole, args.format, lambda: "\n".join(shown))
+    if not as_text:
+        print_result(whole, args.format, str)
     return 0 if valid else 1
 
 

@@ -158,7 +158,10 @@ class _Check(InstanceCheck):
         if run:
             return f"Change {instance.name} to use CPUs {format_cpus(run)}"
         if free:
-            return f"Reduce {instance.name} to {len(free)} CPUs: {format_cpus(free)} are free"
+            some = (
+                f"{len(free)} CPUs: {format_cpus(free)} are" if len(free) > 1 else f"CPU {free[0]}, which is"
+            )
+            return f"Reduce {instance.name} to {some} free"
         return "No CPU is free: delete an instance, or make more CPUs available in the baseline"
 
     def check_cpu_overlaps(self) -> None:

@@ -73,6 +73,7 @@ class _Check(InstanceCheck):
     def __init__(self, system: System, origins: Origins, problems: list[Problem]) -> None:
         super().__init__(system, origins, problems)
         self.devices = {device.name: device for device in reversed(system.resources.devices)}
+        self.offered: set[DeviceUse] = set()
         self.parts = {
             name: (frozenset(device.available_vfs), frozenset(device.available_ns))
             for name, device in self.devices.items()
@@ -106,8 +107,14 @@ class _Check(InstanceCheck):
 
     def unknown_device(self, index: int, use: DeviceUse) -> None:
         wanted = "network" if use.vf is not None else "storage" if use.namespace is not None else None
-        devices = [device for device in self.resources.devices if wanted in (None, device.category)]
-        names = ", ".join(device.name for device in devices[:16]) or "none"
+        kind = use.device.rstrip("0123456789")  # of a whole device, only the name tells what it is
+        devices = [
+            device
+            for device in self.resources.devices
+            if (device.name.startswith(kind) if wanted is None else device.category == wanted)
+        ]
+        shown = devices if wanted else self.resources.devices
+        names = ", ".join(device.name for device in shown[:16]) or "none"
         explanation = [
             f"Requested device: {use}",
             f"Available {wanted + ' ' if wanted else ''}devices: {names}",
@@ -134,7 +141,7 @@ class _Check(InstanceCheck):
             explanation=(*explanation, *((note,) if note else ())),
             conflict=f"Reference to non-existent device '{use.device}'",
             suggestion=(
-                f"Change device reference to {choices[0]}"
+                f"Change device reference to {self.offer(choices)}"
                 if choices
                 else "Add the device to the baseline, or leave it out"
             ),
@@ -162,10 +169,16 @@ class _Check(InstanceCheck):
             suggestion=self.suggest_part(device),
         )
 
+    def offer(self, choices: list[DeviceUse]) -> DeviceUse:
+        """Return the first that was not suggested yet: whoever follows all advice asks for none twice."""
+        chosen = next((choice for choice in choices if choice not in self.offered), choices[0])
+        self.offered.add(chosen)
+        return chosen
+
     def suggest_part(self, device: Device) -> str:
         parts = self.free_parts(device)
         if parts:
-            return f"Change device reference to {parts[0]}"
+            return f"Change device reference to {self.offer(parts)}"
         return f"Nothing of {device.name} is free: leave it out, or delete the instance that has it"
 
     def check_device_sharing(self) -> None:

@@ -70,7 +70,7 @@ def _no_file(path: str, mode: int) -> ZernelError:
         "A device tree is read from a regular file only",
         subject=path,
         explanation=f"This is {kind}",
-        suggestion=f"Name a file in it, such as --input={path.rstrip('/')}/baseline.dts"
+        suggestion=f"Name a file in it, such as {path.rstrip('/')}/baseline.dts"
         if stat.S_ISDIR(mode)
         else "Save the device tree in a file, and name that",
     )

@@ -113,7 +113,7 @@ class _Check(InstanceCheck):
             return
         free = sorted(cpu for node in wanted for cpu in self.free.get(node, ()))
         inside = [cpu for cpu in instance.cpus if cpu not in outside]
-        others = sorted({self.node_of[cpu] for cpu in outside if cpu in self.node_of})
+        others = sorted({self.node_of[cpu] for cpu in instance.cpus if cpu in self.node_of})
         nodes = format_cpus(instance.numa_nodes)
         verb = "is" if len(outside) == 1 else "are"
         self.add(
@@ -128,7 +128,7 @@ class _Check(InstanceCheck):
             suggestion=(
                 f"Change {instance.name} to use CPUs {format_cpus([*inside, *free[: len(outside)]])}"
                 if len(free) >= len(outside)
-                else f"Use NUMA nodes {format_cpus([*wanted, *others])}"
+                else f"Use NUMA node{'s' * (len(others) != 1)} {format_cpus(others)}"
                 if others
                 else f"Remove CPUs {format_cpus(outside)}: they are on no NUMA node"
             ),

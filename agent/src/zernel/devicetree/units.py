@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
-from zernel.devicetree.model import MAX_CPU, MAX_NODE, PAGE_BYTES, DeviceUse
+from zernel.devicetree.model import MAX_CPU, MAX_INSTANCE_ID, MAX_NODE, PAGE_BYTES, DeviceUse
 from zernel.errors import ZernelError, fail
 
 TYPE_CHECKING = False  # as typing's, whose import would cost every command 3 ms
@@ -72,7 +73,7 @@ def parse_memory(text: str, option: str) -> int:
             "bad-memory-size",
             f"{option}: {size} bytes is no usable amount of memory",
             explanation="Memory is given away in whole pages of 4KB (0x1000), at least one",
-            suggestion=f"Use {option}={exact_size(rounded)}",
+            suggestion=f"Use {option}={exact_size(rounded)}" if size else f"Write it as {option}=2GB",
         )
     return size
 
@@ -89,7 +90,9 @@ def parse_base(text: str, option: str) -> int:
                 "Page size: 4KB (0x1000)",
                 "Alignment requirement: Address must be multiple of 0x1000",
             ),
-            suggestion=f"Use base address {base // PAGE_BYTES * PAGE_BYTES:#x} (already aligned)",
+            suggestion=f"Use base address {base // PAGE_BYTES * PAGE_BYTES:#x} (already aligned)"
+            if base > PAGE_BYTES
+            else "Use an address in the memory pool: zernel show",
         )
     return base
 
@@ -197,3 +200,19 @@ def parse_devices(text: str, option: str) -> tuple[DeviceUse, ...]:
             )
         uses.append(use)
     return tuple(uses)
+
+
+RESOURCES: dict[str, Callable[[str, str], object]] = {
+    "cpus": parse_cpus,
+    "cpu_count": lambda text, option: parse_number(text, option, MAX_CPU + 1),
+    "memory": parse_memory,
+    "memory_base": parse_base,
+    "devices": lambda text, option: () if text == "none" else parse_devices(text, option),
+    "id": lambda text, option: parse_number(text, option, MAX_INSTANCE_ID),
+    "numa_nodes": parse_nodes,
+    # Which words there are is a rule for instances, however they came about.
+    "cpu_affinity": lambda text, _: text,
+    "memory_policy": lambda text, _: text,
+}
+"""What an instance can be asked to have, and what reads it: a text, and what to call it in an error. These
+are options of commands, and keys of the files that declare instances."""

@@ -128,7 +128,7 @@ def _multikernel_by_files(host: Host) -> Finding:
             label = fs.MultikernelFs(simulated, simulated=True).label
             return Finding(State.OK, f"{label}{host.untried}", details=details)
     if supported:
-        suggestion = f"Run 'mount -t multikernel none {place}', or start zernel-instances.service"
+        suggestion = f"Run 'mount -t multikernel none {place}', or start zernel-multikernel.service"
         return Finding(
             State.MISSING, f"the kernel has it, but it is not mounted at {place}", suggestion, details
         )

@@ -54,7 +54,7 @@ def choose_cpus(
     where = f" on NUMA node {format_cpus(nodes)}" if nodes else ""
     raise fail(
         "not-enough-cpus" if count > 0 else "bad-cpu-count",
-        f"{count} CPUs cannot be given{where}",
+        f"{count} CPU{'s' * (count != 1)} cannot be given{where}",
         subject=subject,
         explanation=(
             f"Free CPUs{where}: {format_cpus(free)} ({len(free)})",

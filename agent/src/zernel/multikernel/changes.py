@@ -31,10 +31,6 @@ class Step(Record):
         """What the step does: ``create``, ``delete`` or ``update``."""
         return "create" if self.before is None else "delete" if self.after is None else "update"
 
-    def inverse(self) -> Step:
-        """Return the step that undoes this one."""
-        return Step(self.after, self.before)
-
 
 class Operation(Record):
     """One operation of an update, with what it moves: a memory range (base, bytes), CPUs or devices."""

@@ -8,22 +8,14 @@ number would make 1:30 ninety, and 010 eight.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from zernel import files
 from zernel.devicetree.allocations import check_name
-from zernel.devicetree.model import MAX_CPU, MAX_INSTANCE_ID
-from zernel.devicetree.units import (
-    parse_base,
-    parse_cpus,
-    parse_devices,
-    parse_memory,
-    parse_nodes,
-    parse_number,
-)
+from zernel.devicetree.model import MAX_INSTANCE_ID
+from zernel.devicetree.units import RESOURCES
 from zernel.devicetree.validate import is_valid
 from zernel.errors import Location, Problem, ZernelError, fail, os_suggestion
 from zernel.multikernel.planning import Request
@@ -48,19 +40,8 @@ class Declaration(Record):
         return self.request.name
 
 
-KEYS: dict[str, Callable[[str], object]] = {
-    "name": str,
-    "cpus": lambda text: parse_cpus(text, "cpus"),
-    "cpu_count": lambda text: parse_number(text, "cpu_count", MAX_CPU + 1),
-    "memory": lambda text: parse_memory(text, "memory"),
-    "memory_base": lambda text: parse_base(text, "memory_base"),
-    "devices": lambda text: parse_devices(text, "devices") if text else (),
-    "id": lambda text: parse_number(text, "id", MAX_INSTANCE_ID),
-    "numa_nodes": lambda text: parse_nodes(text, "numa_nodes"),
-    "cpu_affinity": str,  # which words there are is a rule for instances, however they came about
-    "memory_policy": str,
-}
-"""The keys of a declaration and their readers; ``cpus``, ``devices`` and ``numa_nodes`` may be lists."""
+KEYS = ("name", *RESOURCES)
+"""The keys of a declaration; ``cpus``, ``devices`` and ``numa_nodes`` may be lists."""
 _LISTS = ("cpus", "devices", "numa_nodes")
 _NOTHING = "tag:yaml.org,2002:null"
 
@@ -310,10 +291,13 @@ class _Reader:
             self.add("bad-value", f"'{key}' takes {what}", f"Write it as {key}: {_EXAMPLES[key]}", line)
             return None
         text = ",".join(entry.texts)
+        if key == "devices" and not text:
+            return ()
         if key == "name":
             self.problems += [problem.but(locations=(self.location(line),)) for problem in check_name(text)]
+            return text
         try:
-            return KEYS[key](text)
+            return RESOURCES[key](text, key)
         except ZernelError as error:
             for problem in error.problems:
                 # The readers are those of the command line, whose form is OPTION=VALUE.

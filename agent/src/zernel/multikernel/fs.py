@@ -221,7 +221,9 @@ def open_fs() -> MultikernelFs:
         "not-mounted",
         f"No multikernel file system at {root}",
         explanation=_why_not(root),
-        suggestion="On a multikernel kernel: mount -t multikernel none /sys/fs/multikernel",
+        suggestion="ZERNEL_MULTIKERNEL_ROOT says so: unset it, or let it name where one is mounted"
+        if named
+        else "On a multikernel kernel: mount -t multikernel none /sys/fs/multikernel",
         alternative="To try the commands without one: zernel simulate multikernel /run/zernel/multikernel",
     )
 

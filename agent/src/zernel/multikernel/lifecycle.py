@@ -313,7 +313,10 @@ def _refused(
         suggestion = "Another program changes the instances; look at them, then run it again: zernel show"
     elif number == errno.ENOMEM and isinstance(files, BootFiles) and found.resources is not None:
         need, have = format_size(files.memory_bytes), format_size(found.resources.memory_bytes)
-        suggestion = f"Give the instance more memory: it has {have}, kernel and initrd take {need}"
+        if 2 * files.memory_bytes > found.resources.memory_bytes:
+            suggestion = f"Give the instance more memory: it has {have}, kernel and initrd take {need}"
+        elif not fs.simulated:  # it is not the instance's memory that is short
+            suggestion = "Free memory of the host, where the kernel is prepared, and run it again"
     elif number == errno.ENOEXEC:
         suggestion = "Give a kernel for this host's architecture"
     elif number == errno.EPERM and os.geteuid() == 0:

@@ -150,7 +150,7 @@ def update(
         replaced, why = planning.replacements(instances, target, resources, statuses)
         problems += why
         if not is_valid(problems):
-            raise ZernelError(*problems)
+            raise planning.refused(problems)
         status = statuses[wish.name]
         outcome = Outcome(
             existing, after, status, warnings=tuple(problems), notes=settled.notes, replaced=bool(replaced)
@@ -197,7 +197,7 @@ def rollback(fs: MultikernelFs, transaction: int | None, *, dry_run: bool) -> Ro
         replaced, why = planning.replacements(before, instances, resources, current.statuses)
         problems += why
         if not is_valid(problems):
-            raise ZernelError(*problems)
+            raise planning.refused(problems)
         steps = order(before, instances, replaced)
         if refusals := planning.check_busy(current.statuses, steps) + wire.refusals(steps, resources):
             raise ZernelError(*refusals)

@@ -361,6 +361,11 @@ def replacements(
     return frozenset(names), problems
 
 
+def refused(problems: list[Problem]) -> ZernelError:
+    """Return the error of a change that cannot be; as nothing is replaced then, no warning says that."""
+    return ZernelError(*(problem for problem in problems if problem.code != "instance-replaced"))
+
+
 def resized(system: System, existing: Instance, count: int, layout: Layout) -> tuple[int, ...]:
     """Return ``count`` CPUs: those there are and free ones; or the lowest of those there are.
 

@@ -97,7 +97,7 @@ def reconcile(
         replaced, why = planning.replacements(before, after, resources, current.statuses)
         problems += target.placed(why)
         if not is_valid(problems):
-            raise ZernelError(*problems)
+            raise planning.refused(problems)
         steps = order(before, after, replaced)
         if refusals := planning.check_busy(current.statuses, steps) + wire.refusals(steps, resources):
             raise ZernelError(*refusals)

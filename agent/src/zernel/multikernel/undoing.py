@@ -71,8 +71,8 @@ def undone(system: System, entry: Entry, wire: Wire) -> tuple[tuple[Instance, ..
                     subject=name,
                     explanation=tuple(wrong),
                     conflict="A rollback would undo more than that change",
-                    suggestion="Roll back the later changes first: zernel rollback",
-                    alternative="Change it to what you want: zernel update, create or delete",
+                    suggestion="Take back first what was changed since then: with 'zernel rollback TX'"
+                    " where Zernel did it, else with zernel update, create or delete",
                 )
             )
         elif before is None:
