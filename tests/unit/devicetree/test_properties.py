@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from zernel.devicetree import fdt, render
@@ -78,7 +78,15 @@ def systems(draw: st.DrawFn) -> System:
     return System(resources, instances)
 
 
+def named(*names: str) -> System:
+    """Return a system of devices with these names, and of nothing else."""
+    devices = tuple(Device(name, "ethernet") for name in names)
+    return System(Resources(Cpus(0, (), ()), Memory(0, 0, 0, 0), devices))
+
+
 @given(systems())
+@example(named("0_", "0."))
+@example(named("a.", "a_", "a-", "a__2"))
 @settings(deadline=None)
 def test_reading_what_was_printed_gives_the_same_model(system: System) -> None:
     again = interpret(parse(render.source(render.system_tree(system)), "printed"))

@@ -19,6 +19,7 @@ import pytest
 from host import images
 
 from zernel.multikernel.fs import MultikernelFs
+from zernel.multikernel.journal import directory_of
 from zernel.multikernel.wire import Wire
 from zernel.multikernel.wire_probe import wire_for
 
@@ -212,6 +213,13 @@ def wire_of(host: Host) -> Wire:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZERNEL_STATE_DIR", str(host.state))
         return wire_for(MultikernelFs(host.root, simulated=True))
+
+
+def state_directory(host: Host) -> Path:
+    """Return where Zernel keeps what it knows of the host's file system."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZERNEL_STATE_DIR", str(host.state))
+        return directory_of(MultikernelFs(host.root, simulated=True))
 
 
 def without_parts(host: Host, words: tuple[str, ...]) -> tuple[str, ...]:

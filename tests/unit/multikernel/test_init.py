@@ -182,7 +182,7 @@ def test_paths_that_are_no_file(bare: Host, path: str) -> None:
 def test_no_multikernel_file_system_says_how_to_get_one(bare: Host, tmp_path: Path) -> None:
     tmp_path.joinpath("multikernel").mkdir()
     shown = bare.refused("init", f"--input={EXAMPLES / 'baseline.dts'}", "--apply")
-    assert "mount -t multikernel" in shown
+    assert "ZERNEL_MULTIKERNEL_ROOT says so: unset it" in shown
     assert "zernel simulate multikernel" in shown
 
 

@@ -251,6 +251,13 @@ def test_ensure_leaves_an_equal_instance_alone_and_refuses_another(host: Host) -
     assert not host.json("delete", "web", "--ensure")["changed"]
 
 
+def test_every_problem_of_a_request_is_told_at_once(host: Host) -> None:
+    shown = host.refused("create", "a/b", "--cpus=99", "--memory=1GB", "--devices=eth0:vf77")
+    for told in ("a/b", "CPU 99 does not exist", "eth0:vf77"):
+        assert told in shown
+    assert shown.count("ERROR: ") == 3
+
+
 def test_a_second_instance_of_a_name_is_refused(host: Host) -> None:
     host.ok("create", "web", "--cpus=4", "--memory=1GB")
     assert 'Duplicate instance name: "web"' in host.refused("create", "web", "--cpus=5", "--memory=1GB")

@@ -104,6 +104,21 @@ def test_the_place_of_a_device_comes_from_pci_when_the_baseline_does_not_know_it
     assert server.create("near", *words).cpus == (4, 12)
 
 
+def test_memory_is_near_the_cpus_unless_a_person_puts_it_elsewhere_which_is_said(server: Server) -> None:
+    near = server.create("near", "--cpus=4,12")
+    assert (near.memory_base, server.warnings) == (0x800000000, {})
+    server.create("far", "--cpus=5,13", "--memory-base=0x200000000")
+    said = server.warnings["memory-not-local"]
+    assert said["message"].startswith("Memory is not local to NUMA node 1: ")
+    assert said["suggestion"] == "Change memory-base to 0x840000000"
+    server.create("much", "--cpus=1,9", "--memory=22GB")
+    server.create("more", "--cpus=3,11", "--memory=2GB")
+    assert [*server.warnings] == ["memory-not-local"]
+    # CPUs of both nodes have no memory that is not near.
+    server.create("both", "--cpus=2,6")
+    assert server.warnings == {}
+
+
 def test_named_nodes_are_kept_to(server: Server) -> None:
     found = server.create("a", "--cpu-count=2", "--numa-nodes=1")
     assert (found.cpus, found.memory_base) == ((4, 12), 0x800000000)

@@ -175,9 +175,25 @@ def test_the_full_state_is_validated_and_every_problem_told(host: Host) -> None:
     shown = host.refused("update", "web", "--cpus=7-9,40", "--memory=20GB", "--devices=nvme1:ns1")
     assert "CPU allocation conflict" in shown
     assert "CPU 40 does not exist" in shown
-    assert "Memory cannot grow" in shown
+    assert "20GB of memory cannot be given in one piece" in shown
     assert "Invalid device reference" in shown
     assert host.instances()["web"]["cpus"] == [4, 5, 6, 7]
+
+
+def test_what_is_created_anew_anyhow_grows_where_there_is_room(host: Host) -> None:
+    host.ok(*DATABASE)
+    host.ok("create", "web", "--cpus=4", "--memory=1GB", "--memory-base=0x200000000")
+    host.refused("update", "database", "--memory=7GB")
+    done = host.json("update", "database", "--memory=7GB", "--devices=eth0:vf2")
+    assert {one["code"] for one in done["warnings"]} >= {"instance-replaced"}
+    assert (done["after"]["memory_base"], done["after"]["memory_bytes"]) == (0x240000000, 7 * GB)
+    # What it has itself is free then.
+    host.ok("delete", "web")
+    done = host.json("update", "database", "--memory=14GB", "--devices=eth0:vf1")
+    assert done["after"]["memory_bytes"] == 14 * GB
+    shown = host.refused("update", "database", "--memory=99GB", "--devices=eth0:vf2")
+    assert "99GB of memory cannot be given in one piece" in shown
+    assert host.instances()["database"]["memory_bytes"] == 14 * GB
 
 
 def test_what_cannot_be_changed_in_place_is_deleted_and_created_anew(gpus: Host) -> None:

@@ -25,7 +25,7 @@ from zernel.multikernel.simulate_v2 import HOST_CPUS, physical_id
 from zernel.multikernel.wire import overlay
 from zernel.multikernel.wire_v2 import V2, cpu_items, fragment, pool_change
 
-from .conftest import EXAMPLES, Host, Killed, names, wire_of, write_overlay
+from .conftest import EXAMPLES, Host, Killed, names, state_directory, wire_of, write_overlay
 
 pytestmark = pytest.mark.parametrize("version", [2], indirect=True)
 GB = 1 << 30
@@ -428,7 +428,7 @@ def test_another_programs_pool_is_not_taken_back_for_ours(empty: Host) -> None:
     foreign = Recorded(resources("minimal.dts"), ids)
     (empty.root / "device_tree").write_bytes(wire_v2.baseline(foreign))
     before = pool(empty)
-    directory = empty.state / "multikernel" / str(empty.root).strip("/").replace("/", "-")
+    directory = state_directory(empty)
     inventory_record.write(directory, Inventory(None, begun))
     done = empty.json("create", "web", f"--cpus={physical_id(2)}", "--memory=1GB")
     assert done["notes"] == [
@@ -441,7 +441,7 @@ def test_a_pool_in_pieces_that_a_killed_init_left_is_given_back(empty: Host) -> 
     ids = {cpu: physical_id(cpu) for cpu in range(HOST_CPUS)}
     begun = Recorded(resources("numa_topology.dts"), ids)
     (empty.root / "device_tree").write_bytes(wire_v2.baseline(begun))
-    directory = empty.state / "multikernel" / str(empty.root).strip("/").replace("/", "-")
+    directory = state_directory(empty)
     inventory_record.write(directory, Inventory(None, begun))
     done = empty.json(*apply(empty))
     assert done["notes"][0].endswith("interrupted: the pool was given back to the host: nothing was changed")

@@ -35,7 +35,7 @@ def add_resources(parser: argparse.ArgumentParser, *, required: bool) -> None:
         "--memory", required=required, metavar="SIZE", help="such as 2GB, 512MB or 0x80000000"
     )
     parser.add_argument(
-        "--memory-base", metavar="ADDRESS", help="where the memory begins; default: the lowest free place"
+        "--memory-base", metavar="ADDRESS", help="where the memory begins; default: near its CPUs"
     )
     parser.add_argument("--devices", metavar="LIST", help="such as eth0:vf1,nvme0:ns2; 'none' for no device")
     add_wishes(parser)

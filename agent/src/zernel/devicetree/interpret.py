@@ -24,7 +24,7 @@ from zernel.devicetree.model import (
     System,
 )
 from zernel.devicetree.reading import Interpretation, Reader, TooManyProblems
-from zernel.devicetree.tree import Node, Property, Tree, as_label
+from zernel.devicetree.tree import Node, Property, Tree, is_made_of
 from zernel.devicetree.units import device_use
 
 INVENTORY_NODE = "zernel,inventory"
@@ -217,7 +217,7 @@ class _Interpreter(Reader):
         """Return what a device is called: its label, or in a flat form its alias or its node's name."""
         if node.labels:
             # What we write keeps a name that is no label in the property, and a label made of it on the node.
-            return label if label and as_label(label) == node.labels[0] else node.labels[0]
+            return label if label and is_made_of(node.labels[0], label) else node.labels[0]
         if self.dialect != "kerf":
             return self.aliases.get(id(node)) or node.name.replace("@", "")
         return label or node.name.replace("@", "")

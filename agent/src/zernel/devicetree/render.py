@@ -13,6 +13,10 @@ from itertools import chain, count
 from zernel.devicetree.model import Device, DeviceUse, Instance, Resources, System
 from zernel.devicetree.tree import Cells, Node, Property, Reference, Tree, Value, as_label
 
+TYPE_CHECKING = False  # as typing's, whose import would cost every command 3 ms
+if TYPE_CHECKING:
+    from collections.abc import Container
+
 
 def system_tree(system: System) -> Tree:
     """Return the tree of a valid system; reading it back gives an equal model."""
@@ -57,12 +61,14 @@ def resources_node(resources: Resources, labels: dict[str, Node] | None = None) 
     if resources.devices:
         seen: Counter[str] = Counter()
         devices = Node("devices")
+        names = {device.name for device in resources.devices}
         for device in resources.devices:
             node = _device(device, seen[device.kind])
             seen[device.kind] += 1
             devices.children.append(node)
             if labels is not None:
-                node.labels = (_unused(as_label(device.name), labels),)
+                label = as_label(device.name)
+                node.labels = (label if label == device.name else _unused(label, names | labels.keys()),)
                 labels[node.labels[0]] = node
         children.append(devices)
     if resources.numa_nodes:
@@ -110,7 +116,7 @@ def _device(device: Device, unit: int) -> Node:
     return Node(f"{device.kind}@{unit:x}", (), properties)
 
 
-def _unused(label: str, labels: dict[str, Node]) -> str:
+def _unused(label: str, labels: Container[str]) -> str:
     """Return ``label``, or where another name became the same one, it with a number."""
     choices = chain((label,), (f"{label}_{number}" for number in count(2)))
     return next(choice for choice in choices if choice not in labels)

@@ -24,14 +24,17 @@ from zernel.errors import Problem
 
 TYPE_CHECKING = False  # as typing's, whose import would cost every command 3 ms
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
 
 def check_topology(system: System, origins: Origins) -> list[Problem]:
     """Return everything that is wrong with where the instances are on the host, given what they ask for."""
     check = _Check(system, origins)
     for index, instance in enumerate(system.instances):
-        if instance.numa_nodes or instance.cpu_affinity is not None or instance.memory_policy is not None:
+        wished = (
+            instance.numa_nodes or instance.cpu_affinity is not None or instance.memory_policy is not None
+        )
+        if wished or check.known:
             check.check(index, instance)
     return check.problems
 
@@ -83,8 +86,14 @@ class _Check(InstanceCheck):
         self.check_cpu_nodes(index, instance)
         if instance.cpu_affinity is not None and self.known:
             self.check_affinity(index, instance)
-        if instance.memory_policy in MEMORY_POLICIES and instance.memory_bytes:
+        if not instance.memory_bytes:
+            return
+        if instance.memory_policy in MEMORY_POLICIES:
             self.check_memory_policy(index, instance)
+        elif instance.memory_policy is None:
+            nodes = instance.numa_nodes or {self.node_of[cpu] for cpu in instance.cpus if cpu in self.node_of}
+            if nodes:
+                self.check_near(index, instance, nodes)
 
     def check_word(self, index: int, name: str, what: str, word: str | None, words: tuple[str, ...]) -> None:
         if word is None or word in words:
@@ -267,7 +276,7 @@ class _Check(InstanceCheck):
         )
         return shares, words
 
-    def check_near(self, index: int, instance: Instance, nodes: tuple[int, ...]) -> None:
+    def check_near(self, index: int, instance: Instance, nodes: Collection[int]) -> None:
         shares, words = self.shares(instance)
         if shares.keys() <= set(nodes):
             return
@@ -282,7 +291,7 @@ class _Check(InstanceCheck):
             f"Memory is {'bound to' if bind else 'not local to'} NUMA node {named}"
             f"{' and lies outside of it' if bind else ''}",
             index,
-            "memory-policy",
+            "memory-base" if instance.memory_policy is None else "memory-policy",
             explanation=(
                 f"{instance.name} memory: {instance.memory_base:#x} - {instance.memory_end:#x}: {words}",
                 *(f"Memory of NUMA node {named}: {low:#x} - {high:#x}" for low, high in ranges[:4]),

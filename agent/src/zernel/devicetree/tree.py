@@ -28,6 +28,14 @@ def as_label(name: str) -> str:
     return f"_{label}" if label[:1].isdigit() else label
 
 
+def is_made_of(label: str, name: str) -> bool:
+    """Say whether a label is what `as_label` makes of a name; of one that could not be a label itself, also
+    with a number behind it, which tells it from that of another name."""
+    made = as_label(name)
+    number = label.removeprefix(f"{made}_")
+    return label == made or (made != name and number != label and number.isdecimal())
+
+
 class Cells(Record):
     """One ``<...>`` list. ``bits`` is the width of a cell: 32 unless ``/bits/`` said otherwise."""
 

@@ -112,10 +112,10 @@ def shared_cores(
 def choose_memory(
     system: System, size: int, subject: str, wishes: Wishes = ANYWHERE, cpus: tuple[int, ...] = ()
 ) -> int:
-    """Return the lowest address in the pool where ``size`` bytes are free; raises `ZernelError` if there
-    is none.
+    """Return the lowest address where ``size`` bytes are free on the named NUMA nodes, or else on those of
+    ``cpus``; where there is none, the lowest in the pool, but for "bind".
 
-    With wishes, it is the lowest on the named NUMA nodes, or else on those of ``cpus``; only "bind" insists.
+    Raises `ZernelError` if there is none.
     """
     resources = system.resources
     gaps = free_memory(resources.memory, system.instances)
@@ -123,8 +123,7 @@ def choose_memory(
         system, Instance(subject, None, cpus, 0, size, numa_nodes=_known(resources, wishes.numa_nodes))
     )
     policy = wishes.memory_policy
-    wants_near = policy is not None or wishes.numa_nodes or wishes.cpu_affinity == "local"
-    near = within(gaps, node_memory(resources, nodes)) if wants_near and nodes else gaps
+    near = within(gaps, node_memory(resources, nodes)) if nodes else gaps
     base = divided_fit(resources, gaps, nodes, size) if policy == "interleave" else None
     if base is None:
         base = first_fit(near, size)

@@ -55,9 +55,6 @@ def create(
     """
     with change(fs, dry_run) as (wire, journal, settled):
         fs, notes = settled.fs, settled.notes
-        problems = check_name(request.name)
-        if problems:
-            raise ZernelError(*problems)
         current = state.load(fs, wire)
         existing = current.instance(request.name)
         if existing is not None:

@@ -295,6 +295,8 @@ def update(
         id=existing.id if wish.id is None else wish.id,
     )
     blocked = check_growth(system, existing, after)
+    if blocked and check_in_place(existing, after, system.resources):
+        after, blocked = placed_anew(system, after)
     problems += blocked
     # What speaks against the growth in better words is not told twice.
     final = after.but(memory_bytes=existing.memory_bytes) if blocked else after
@@ -402,6 +404,17 @@ def _more_cpus(system: System, existing: Instance, count: int, layout: Layout) -
         return [*own, *allocate.choose_cpus(resources, layout, count - len(own), name, wishes)]
     finally:
         layout.move(name, grown, existing.cpus)
+
+
+def placed_anew(system: System, after: Instance) -> tuple[Instance, list[Problem]]:
+    """Return an instance that is created anew with memory where there is enough, and why there is none."""
+    others = system.but(instances=tuple(one for one in system.instances if one.name != after.name))
+    wishes = allocate.Wishes(after.numa_nodes, after.cpu_affinity, after.memory_policy, after.devices)
+    try:
+        base = allocate.choose_memory(others, after.memory_bytes, after.name, wishes, after.cpus)
+    except ZernelError as error:
+        return after, list(error.problems)
+    return after.but(memory_base=base), []
 
 
 def check_growth(system: System, existing: Instance, after: Instance) -> list[Problem]:
