@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The tables of /etc/zernel/scheduler.toml, key by key: defaults, meaning, what is accepted.
+
+Names and defaults are those of the scheduler document, where it has them. Module ``config`` puts the tables
+together to the file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from zernel.config import option, table
+
+PREEMPTIONS = ("standard", "yield", "aggressive", "preemptive", "low_latency")
+"""How a thread gets and gives up a CPU: see ``docs/scheduler.md``."""
+
+CLASSES = ("normal", "training", "inference", "interactive", "background")
+"""Priority classes of tenants."""
+
+OWN_CLASS = "default"
+"""Class of a tenant that has the ``default_priority_class``."""
+
+MAX_TENANTS = 31
+"""Tenants that can be configured: the BPF side tells 32 apart, and one is that of all other tasks."""
+
+
+@dataclass(frozen=True, slots=True)
+class General:
+    """How often the daemon looks."""
+
+    phase_eval_interval_ms: int = option(
+        100,
+        "How often processes are classified, in milliseconds. Less follows them more closely and costs more.",
+        minimum=10,
+        maximum=10_000,
+    )
+    gpu_poll_interval_ms: int = option(
+        500,
+        "How often NVML is asked who uses which GPU and how much, and how often the tenants' weights follow "
+        "from that, in milliseconds.",
+        minimum=50,
+        maximum=60_000,
+    )
+    max_tracked_tasks: int = option(
+        65536,
+        "Processes that are told apart at most; one more runs as 'unknown'. A change replaces the running "
+        "scheduler.",
+        minimum=1024,
+        maximum=1_048_576,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseDetection:
+    """When a process is in which phase."""
+
+    io_wait_threshold: float = option(
+        0.3,
+        "Data loading: the part of its time that a process waits for I/O is above this.",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    optimizer_burst_max_ns: int = option(
+        5_000_000,
+        "Optimizer step: the CPU bursts of a process after a GPU sync are shorter than this, in nanoseconds.",
+        minimum=100_000,
+        maximum=1_000_000_000,
+    )
+    gpu_idle_threshold: int = option(
+        10,
+        "Data loading: the process's GPU utilisation is below this, in percent.",
+        minimum=0,
+        maximum=100,
+    )
+    gpu_active_threshold: int = option(
+        80,
+        "GPU compute: the process's GPU utilisation is above this, in percent.",
+        minimum=0,
+        maximum=100,
+    )
+    phase_stability_count: int = option(
+        3,
+        "A process changes its phase after so many identical classifications in a row.",
+        minimum=1,
+        maximum=100,
+    )
+    nccl_detection_enabled: bool = option(
+        False,
+        "Tell NCCL collectives apart. The calls are seen by zerneld's probes.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a thread gets in one phase or role."""
+
+    priority: int = option(
+        0,
+        "Order among those that wait: each step is worth priority_step_us. The share of CPU time stays.",
+        minimum=-20,
+        maximum=20,
+    )
+    preemption: str = option(
+        "standard",
+        "standard: waits for its turn. yield: once it has used a slice up, goes behind all others, and any "
+        "task that wakes may take its CPU. aggressive: when it wakes, takes a CPU from one of lower "
+        "priority. preemptive: the same, through the latency queue. low_latency: the same, without a limit "
+        "on how often, and first of those that are due at the same time.",
+        choices=PREEMPTIONS,
+    )
+    latency_target_us: int = option(
+        0,
+        "How long after it woke it should run, in microseconds: its deadline in the latency queue. 0: it "
+        "does not enter that queue.",
+        minimum=0,
+        maximum=100_000,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """What threads get: by the phase of their process, or by what a thread itself was seen doing."""
+
+    data_loading: Policy = table(
+        Policy, "Data loading: a faster pipeline keeps the GPU fed.", default=Policy(10, "aggressive", 100)
+    )
+    gpu_compute: Policy = table(
+        Policy,
+        "GPU compute: the CPU waits for the GPU. Threads that hand the GPU its work have a row of their own.",
+        default=Policy(-5, "yield", 0),
+    )
+    nccl_collective: Policy = table(
+        Policy, "NCCL collective: on the critical path.", default=Policy(10, "low_latency", 50)
+    )
+    optimizer_step: Policy = table(
+        Policy, "Optimizer step: the GPU idles meanwhile.", default=Policy(10, "preemptive", 100)
+    )
+    unknown: Policy = table(Policy, "All else.")
+    launcher: Policy = table(
+        Policy, "A thread that launches GPU work, in whatever phase.", default=Policy(10, "preemptive", 50)
+    )
+    interactive: Policy = table(
+        Policy, "A thread of short bursts that sleeps mostly.", default=Policy(5, "preemptive", 1000)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MultiTenant:
+    """Several users of one host."""
+
+    enabled: bool = option(
+        False,
+        "Share CPU time among the tenants below in proportion to the GPUs that they hold, however many "
+        "threads they start. Tasks of no tenant are one more, the default tenant.",
+    )
+    default_priority_class: str = option(
+        "normal",
+        "The priority class of the default tenant, and of tenants that name none.",
+        choices=CLASSES,
+    )
+    weight_per_gpu: int = option(
+        100,
+        "A tenant's weight for each GPU that its processes hold. One that several tenants hold is split.",
+        minimum=1,
+        maximum=10_000,
+    )
+    cpu_only_weight: int = option(
+        100,
+        "The weight of the default tenant, and of a tenant that holds no GPU.",
+        minimum=1,
+        maximum=10_000,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PriorityClass:
+    """What a class is worth."""
+
+    training: int = option(
+        5,
+        "Each step multiplies a tenant's weight by 1.25, and puts it earlier in the order by "
+        "priority_step_us.",
+        minimum=-20,
+        maximum=20,
+    )
+    inference: int = option(3, "The same for this class.", minimum=-20, maximum=20)
+    interactive: int = option(1, "The same for this class.", minimum=-20, maximum=20)
+    normal: int = option(0, "The same for this class.", minimum=-20, maximum=20)
+    background: int = option(-5, "The same for this class.", minimum=-20, maximum=20)
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """One tenant."""
+
+    cgroup: str = option(
+        help="The cgroup below /sys/fs/cgroup that holds the tenant's tasks, with all below it.",
+        # No "." or "..", no empty part: one cgroup has one name.
+        pattern=r"(/(?!\.{1,2}(/|$))[^/\x00-\x1f]{1,255}){1,32}",
+        accepted='a path such as "/ml.slice"',
+        example="/ml.slice",
+    )
+    class_: str = option(
+        OWN_CLASS,
+        "Its priority class; default: the default_priority_class.",
+        choices=(OWN_CLASS, *CLASSES),
+    )
+    weight: int = option(
+        0, "Its weight; 0: from the GPUs that its processes hold.", minimum=0, maximum=10_000
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Safety:
+    """What holds whatever else is configured."""
+
+    starvation_bound_ms: int = option(
+        100,
+        "Tasks that wait in a queue which was not served for so long, in milliseconds, come before all "
+        "others, whatever their weight and priority.",
+        minimum=20,
+        maximum=5000,
+    )
+    hint_lifetime_ms: int = option(
+        5000,
+        "What the daemon found out about a process counts for so long, in milliseconds; then it runs as "
+        "'unknown', until the daemon says something again.",
+        minimum=200,
+        maximum=60_000,
+    )
+    max_ejections: int = option(
+        3,
+        "After so many ejections by the kernel within ejection_window_s the host stays on the kernel's own "
+        "scheduler, with an alert, until the service is reloaded or restarted.",
+        minimum=1,
+        maximum=20,
+    )
+    ejection_window_s: int = option(
+        600, "For how long an ejection counts, in seconds.", minimum=60, maximum=86_400
+    )
+    backoff_s: int = option(
+        5,
+        "The pause after a first ejection, in seconds, before the scheduler is loaded again. Each further "
+        "one within the window doubles it.",
+        minimum=1,
+        maximum=600,
+    )
