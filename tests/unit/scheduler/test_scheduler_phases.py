@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zernel.scheduler.phases import Phase, Rules, Signals, Stability
+from zernel.scheduler.phases import Rules, Signals, Stability
+from zernel.scheduler.policy import Phase
 from zernel.scheduler.tables import PhaseDetection
 
 MS = 1_000_000

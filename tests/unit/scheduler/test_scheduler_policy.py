@@ -7,32 +7,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zernel.scheduler.classes import class_priority, scaled
 from zernel.scheduler.ejection import MAX_PAUSE_S, Ejections
-from zernel.scheduler.phases import Phase
-from zernel.scheduler.policy import ROWS, Preemption, Row, class_priority, rows, scaled
-from zernel.scheduler.tables import CLASSES, Policies, Policy, PriorityClass, Safety
+from zernel.scheduler.policy import DEFAULTS, Policy, Preemption
+from zernel.scheduler.tables import CLASSES, Policies, PriorityClass, Row, Safety
 
 
 def test_the_documents_policies_are_the_defaults() -> None:
-    assert dict(zip(ROWS, rows(Policies()), strict=True)) == {
-        "data_loading": Row(10, Preemption.AGGRESSIVE, 100_000),
-        "gpu_compute": Row(-5, Preemption.YIELD, 0),
-        "nccl_collective": Row(10, Preemption.LOW_LATENCY, 50_000),
-        "optimizer_step": Row(10, Preemption.PREEMPTIVE, 100_000),
-        "unknown": Row(0, Preemption.STANDARD, 0),
-        "launcher": Row(10, Preemption.PREEMPTIVE, 50_000),
-        "interactive": Row(5, Preemption.PREEMPTIVE, 1_000_000),
-    }
-
-
-def test_a_phase_is_its_rows_number() -> None:
-    assert [ROWS[phase] for phase in Phase] == [phase.label for phase in Phase]
+    assert Policies().rows() == DEFAULTS
+    assert DEFAULTS["POLICY_DATA_LOADING"] == Policy(10, Preemption.AGGRESSIVE, 100)
+    assert DEFAULTS["POLICY_GPU_COMPUTE"] == Policy(-5, Preemption.YIELD)
+    assert DEFAULTS["POLICY_NCCL_COLLECTIVE"] == Policy(10, Preemption.LOW_LATENCY, 50)
+    assert DEFAULTS["POLICY_OPTIMIZER_STEP"] == Policy(10, Preemption.PREEMPTIVE, 100)
+    assert DEFAULTS["POLICY_UNKNOWN"] == Policy(0, Preemption.STANDARD)
 
 
 def test_a_row_of_the_file_replaces_the_documents() -> None:
-    changed = rows(Policies(gpu_compute=Policy(-20, "standard", 7)))
-    assert changed[Phase.GPU_COMPUTE] == Row(-20, Preemption.STANDARD, 7000)
-    assert changed[:2] + changed[3:] == rows(Policies())[:2] + rows(Policies())[3:]
+    changed = Policies(gpu_compute=Row(-20, "standard", 7)).rows()
+    assert changed.pop("POLICY_GPU_COMPUTE") == Policy(-20, Preemption.STANDARD, 7)
+    assert changed.items() < DEFAULTS.items()
 
 
 def test_the_documents_classes_are_the_defaults() -> None:

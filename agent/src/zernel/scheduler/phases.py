@@ -6,29 +6,14 @@ Pure: signals in, phase out. A signal that is absent (None) never satisfies a co
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from zernel.scheduler.policy import Phase
 from zernel.scheduler.tables import PhaseDetection
 
 RECENT_S = 1.0
 """A GPU sync or an NCCL call counts for so long; the BPF side uses the same span for its roles."""
-
-
-class Phase(enum.IntEnum):
-    """Phases, by their numbers in ``enum phase`` of sched_intf.h. Hash and order are those of integers."""
-
-    UNKNOWN = 0
-    DATA_LOADING = 1
-    GPU_COMPUTE = 2
-    NCCL_COLLECTIVE = 3
-    OPTIMIZER_STEP = 4
-
-    @property
-    def label(self) -> str:
-        """The name in the configuration, in metrics and in output."""
-        return self.name.lower()
 
 
 @dataclass(frozen=True, slots=True)

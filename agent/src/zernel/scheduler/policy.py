@@ -1,65 +1,59 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a phase, a role and a priority class are worth, in the numbers that the BPF side takes."""
+"""Phases of processes, roles of threads, and how each is treated: the document's policy table."""
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
-
-from zernel.scheduler.tables import OWN_CLASS, Policies, PriorityClass
-
-ROWS = (
-    "unknown",
-    "data_loading",
-    "gpu_compute",
-    "nccl_collective",
-    "optimizer_step",
-    "launcher",
-    "interactive",
-)
-"""Rows of the policy table, by their numbers in ``enum policy_row`` of sched_intf.h: phases come first."""
-
-WEIGHT_STEP = 1.25
-"""What one step of priority multiplies a weight by: that of a nice level in sched_prio_to_weight."""
-
-MAX_WEIGHT = 1 << 30
-"""Weights are u32 in the kernel; far above 64 GPUs at the highest priority."""
+from enum import StrEnum
 
 
-class Preemption(enum.IntEnum):
-    """Ways to get a CPU, by their numbers in ``enum preemption`` of sched_intf.h."""
+class Phase(StrEnum):
+    """What a process does. Its row in the policy table of sched_intf.h is ``POLICY_`` and the name."""
 
-    STANDARD = 0
-    YIELD = 1
-    AGGRESSIVE = 2
-    PREEMPTIVE = 3
-    LOW_LATENCY = 4
+    UNKNOWN = "unknown"
+    DATA_LOADING = "data_loading"
+    GPU_COMPUTE = "gpu_compute"
+    NCCL_COLLECTIVE = "nccl_collective"
+    OPTIMIZER_STEP = "optimizer_step"
+
+
+class Role(StrEnum):
+    """What a thread does, as the scheduler sees it. Its enumerator is ``ROLE_`` and the name."""
+
+    OTHER = "other"
+    LAUNCHER = "launcher"
+    OPTIMIZER = "optimizer"
+    COLLECTIVE = "collective"
+    LOADER = "loader"
+    INTERACTIVE = "interactive"
+
+
+class Preemption(StrEnum):
+    """Whether a task that wakes waits for its turn. Its enumerator is ``PREEMPT_`` and the name."""
+
+    STANDARD = "standard"
+    YIELD = "yield"
+    AGGRESSIVE = "aggressive"
+    PREEMPTIVE = "preemptive"
+    LOW_LATENCY = "low_latency"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One row of the policy table: ``struct policy`` of sched_intf.h."""
+class Policy:
+    """A row: ``priority`` -20 to 20, and how soon a task that wakes should run, 0 for no matter."""
 
     priority: int
     preemption: Preemption
-    latency_target_ns: int
+    latency_target_us: int = 0
 
 
-def rows(policies: Policies) -> tuple[Row, ...]:
-    """Return the rows that a configuration asks for, in the order of ``ROWS``."""
-    table = []
-    for name in ROWS:
-        policy = getattr(policies, name)
-        preemption = Preemption[policy.preemption.upper()]
-        table.append(Row(policy.priority, preemption, policy.latency_target_us * 1000))
-    return tuple(table)
-
-
-def class_priority(name: str, default: str, classes: PriorityClass) -> int:
-    """Return the priority of a tenant's class; ``default`` is that of those that name none."""
-    return int(getattr(classes, default if name == OWN_CLASS else name))
-
-
-def scaled(weight: float, priority: int) -> int:
-    """Return a tenant's weight with its class's priority, at least 1."""
-    return max(1, min(MAX_WEIGHT, round(weight * WEIGHT_STEP**priority)))
+# The enumerator of a row's index: the phases, then those that only roles have.
+DEFAULTS: dict[str, Policy] = {
+    "POLICY_UNKNOWN": Policy(0, Preemption.STANDARD),
+    "POLICY_DATA_LOADING": Policy(10, Preemption.AGGRESSIVE, 100),
+    "POLICY_GPU_COMPUTE": Policy(-5, Preemption.YIELD),
+    "POLICY_NCCL_COLLECTIVE": Policy(10, Preemption.LOW_LATENCY, 50),
+    "POLICY_OPTIMIZER_STEP": Policy(10, Preemption.PREEMPTIVE, 100),
+    "POLICY_LAUNCHER": Policy(10, Preemption.PREEMPTIVE, 50),
+    "POLICY_INTERACTIVE": Policy(5, Preemption.PREEMPTIVE, 1000),
+}

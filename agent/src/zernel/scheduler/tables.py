@@ -7,12 +7,10 @@ together to the file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from zernel.config import option, table
-
-PREEMPTIONS = ("standard", "yield", "aggressive", "preemptive", "low_latency")
-"""How a thread gets and gives up a CPU: see ``docs/scheduler.md``."""
+from zernel.scheduler.policy import Policy, Preemption
 
 CLASSES = ("normal", "training", "inference", "interactive", "background")
 """Priority classes of tenants."""
@@ -91,7 +89,7 @@ class PhaseDetection:
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class Row:
     """What a thread gets in one phase or role."""
 
     priority: int = option(
@@ -106,7 +104,7 @@ class Policy:
         "task that wakes may take its CPU. aggressive: when it wakes, takes a CPU from one of lower "
         "priority. preemptive: the same, through the latency queue. low_latency: the same, without a limit "
         "on how often, and first of those that are due at the same time.",
-        choices=PREEMPTIONS,
+        choices=tuple(map(str, Preemption)),
     )
     latency_target_us: int = option(
         0,
@@ -121,27 +119,37 @@ class Policy:
 class Policies:
     """What threads get: by the phase of their process, or by what a thread itself was seen doing."""
 
-    data_loading: Policy = table(
-        Policy, "Data loading: a faster pipeline keeps the GPU fed.", default=Policy(10, "aggressive", 100)
+    data_loading: Row = table(
+        Row, "Data loading: a faster pipeline keeps the GPU fed.", default=Row(10, "aggressive", 100)
     )
-    gpu_compute: Policy = table(
-        Policy,
+    gpu_compute: Row = table(
+        Row,
         "GPU compute: the CPU waits for the GPU. Threads that hand the GPU its work have a row of their own.",
-        default=Policy(-5, "yield", 0),
+        default=Row(-5, "yield", 0),
     )
-    nccl_collective: Policy = table(
-        Policy, "NCCL collective: on the critical path.", default=Policy(10, "low_latency", 50)
+    nccl_collective: Row = table(
+        Row, "NCCL collective: on the critical path.", default=Row(10, "low_latency", 50)
     )
-    optimizer_step: Policy = table(
-        Policy, "Optimizer step: the GPU idles meanwhile.", default=Policy(10, "preemptive", 100)
+    optimizer_step: Row = table(
+        Row, "Optimizer step: the GPU idles meanwhile.", default=Row(10, "preemptive", 100)
     )
-    unknown: Policy = table(Policy, "All else.")
-    launcher: Policy = table(
-        Policy, "A thread that launches GPU work, in whatever phase.", default=Policy(10, "preemptive", 50)
+    unknown: Row = table(Row, "All else.")
+    launcher: Row = table(
+        Row, "A thread that launches GPU work, in whatever phase.", default=Row(10, "preemptive", 50)
     )
-    interactive: Policy = table(
-        Policy, "A thread of short bursts that sleeps mostly.", default=Policy(5, "preemptive", 1000)
+    interactive: Row = table(
+        Row, "A thread of short bursts that sleeps mostly.", default=Row(5, "preemptive", 1000)
     )
+
+    def rows(self) -> dict[str, Policy]:
+        """Return the policies by the enumerators of ``enum policy_row``."""
+        return {
+            f"POLICY_{field.name.upper()}": Policy(
+                row.priority, Preemption(row.preemption), row.latency_target_us
+            )
+            for field in fields(self)
+            for row in (getattr(self, field.name),)
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +215,25 @@ class Tenant:
     )
     weight: int = option(
         0, "Its weight; 0: from the GPUs that its processes hold.", minimum=0, maximum=10_000
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Numa:
+    """NUMA nodes."""
+
+    enabled: bool = option(
+        True,
+        "Keep tasks on the CPUs of their NUMA node while it has free ones, with queues for each node. When "
+        "false, all CPUs are treated alike.",
+    )
+    gpu_affinity: bool = option(
+        True,
+        "Prefer the CPUs next to the GPUs that a process, or others in its cgroup, hold.",
+    )
+    memory_affinity: bool = option(
+        True,
+        "Prefer the CPUs next to a process's memory, where a cpuset allows it the memory of one node only.",
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zernel import files
-from zernel.scheduler.policy import class_priority, scaled
+from zernel.scheduler.classes import class_priority, scaled
 from zernel.scheduler.tables import OWN_CLASS, MultiTenant, PriorityClass, Tenant
 
 DEFAULT = "default"

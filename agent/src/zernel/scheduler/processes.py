@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What /proc says of a process; nothing for one that is gone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zernel.scheduler.topology import cpu_list
+
+_MAX_BYTES = 1 << 14
+
+
+def start_ticks(pid: int, root: Path = Path("/")) -> int | None:
+    """Return when it started, in clock ticks since boot: field 22 of /proc/PID/stat."""
+    text = _read(root / f"proc/{pid}/stat")
+    # The name, in parentheses, may hold anything, parentheses and line breaks too.
+    fields = text.rpartition(")")[2].split()
+    return int(fields[19]) if len(fields) > 19 and fields[19].isdecimal() else None
+
+
+def name(pid: int, root: Path = Path("/")) -> str | None:
+    """Return its name (comm)."""
+    return _read(root / f"proc/{pid}/comm").removesuffix("\n") or None
+
+
+def memory_node(pid: int, root: Path = Path("/")) -> int | None:
+    """Return the one NUMA node that its memory may come from; None where there are several.
+
+    Where its memory really is only a walk through all of it tells (numa_maps), with its memory locked.
+    """
+    for line in _read(root / f"proc/{pid}/status").splitlines():
+        key, _, value = line.partition(":")
+        if key == "Mems_allowed_list":
+            nodes = cpu_list(value.strip())
+            return nodes[0] if len(nodes) == 1 else None
+    return None
+
+
+def threads(pid: int, root: Path = Path("/")) -> list[int]:
+    """Return the ids of its threads, ascending."""
+    try:
+        names = [entry.name for entry in (root / f"proc/{pid}/task").iterdir()]
+    except OSError:
+        return []
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX_BYTES).decode(errors="replace")
+    except OSError:
+        return ""
