@@ -29,10 +29,6 @@ class Topology:
     node_of_cpu: tuple[int, ...]
     smt: bool
 
-    def flattened(self) -> Topology:
-        """Return the same CPUs as if there were no NUMA nodes."""
-        return Topology(self.nr_cpus, (NO_NODE,), (0,) * self.nr_cpus, self.smt)
-
 
 def read(root: Path = Path("/")) -> Topology:
     """Read the topology below ``root``/sys/devices/system.
