@@ -3,17 +3,15 @@
  * Zernel's CPU scheduler for sched_ext, Linux 6.12 and later.
  *
  * A task that wakes takes an idle CPU at once if there is one: its previous CPU first, then one of the
- * same NUMA node, then any. Otherwise it waits, in order of virtual time (CPU time received, divided by
- * weight), in the queue of its NUMA node; a task bound to one CPU waits in a queue of that CPU. A CPU serves
- * those two queues in turn, and helps out other nodes when it has nothing to do.
+ * same NUMA node, then any. Otherwise it waits in its tenant's queue of its NUMA node, in order of virtual
+ * time (CPU time received, divided by weight); a task bound to one CPU waits in a queue of that CPU. A CPU
+ * serves the tenant that got least for its weight, and helps out other nodes when it has nothing to do.
  *
- * User space (zernel.scheduler.loader) sets the constants and fills `cpus` and `nodes` before it attaches
- * `zernel_ops`, and reads `counters` and `exit_record`. It finds their members by name, in this object's BTF.
+ * User space (zernel.scheduler.loader) sets the constants, the settings and `cpus` and `nodes` before it
+ * attaches `zernel_ops`, and reads what sched_intf.h describes.
  */
-#include "scx_compat.h"
-#include "sched_state.h"
-#include "sched_clock.h"
 #include "sched_idle.h"
+#include "sched_queue.h"
 
 char LICENSE[] SEC("license") = "GPL";
 
@@ -22,41 +20,27 @@ SEC("struct_ops/zernel_select_cpu")
 s32 BPF_PROG(zernel_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_flags)
 {
 	s32 cpu = pick_idle(p, prev_cpu);
+	struct task *t = task_of(p);
 	struct cpu *previous, *chosen;
-	struct node *node;
+	struct queue *queue;
 
-	if (cpu < 0)
+	if (cpu < 0 || !t)
 		return prev_cpu;
-	count(idle_hits);
 	previous = cpu_of(prev_cpu);
 	chosen = cpu_of(cpu);
 	if (!previous || !chosen)
-		return cpu;
+		return prev_cpu;
+	count(idle_hits);
 	if (previous->node != chosen->node)
 		count(idle_remote);
-	node = node_of(chosen->node);
-	if (node)
-		p->scx.dsq_vtime = settled(p, p->scx.dsq_vtime, &node->clock);
+	find_tenant(p, t);
+	queue = queue_of(home(chosen), t->tenant);
+	if (queue)
+		t->vtime = settled(p, t->vtime, &queue->clock);
+	t->ready_at = bpf_ktime_get_ns();
 	/* The local queue is that of the CPU returned here; enqueue() is then not called. */
-	dsq_insert(p, scx_dsq_local, slice_ns, scx_enq_immed);
+	dsq_insert(p, scx_dsq_local, settings.slice_ns, scx_enq_immed);
 	return cpu;
-}
-
-/* A task bound to `cpu`: it competes only with the others bound there, and in turn with the node's queue. */
-static __always_inline void enqueue_bound(struct task_struct *p, s32 cpu, struct cpu *here, u64 enq_flags)
-{
-	/*
-	 * A per-CPU kernel thread serves that CPU (interrupt threads, writeback, migration): it goes next.
-	 * Only when it wakes: one that burns whole slices must not shut out everything else.
-	 */
-	if ((p->flags & PF_KTHREAD) && p->nr_cpus_allowed == 1 && (enq_flags & scx_enq_wakeup)) {
-		count(queued_local);
-		dsq_insert(p, scx_dsq_local, slice_ns, enq_flags);
-		return;
-	}
-	count(queued_cpu);
-	dsq_insert_vtime(p, CPU_QUEUE(cpu), slice_ns, settled(p, p->scx.dsq_vtime, &here->clock), enq_flags);
-	scx_bpf_kick_cpu(cpu, scx_kick_idle);
 }
 
 SEC("struct_ops/zernel_enqueue")
@@ -64,21 +48,32 @@ void BPF_PROG(zernel_enqueue, struct task_struct *p, u64 enq_flags)
 {
 	s32 cpu = scx_bpf_task_cpu(p);
 	struct cpu *here = cpu_of(cpu);
-	struct node *node;
+	struct task *t = task_of(p);
 
-	/* Cannot happen: `cpus` has every possible CPU. The task would be lost, so place it regardless. */
-	if (!here) {
-		dsq_insert(p, scx_dsq_local, slice_ns, enq_flags);
+	/* Cannot happen: `cpus` has every CPU, init_task() made `t`. The task would be lost, so place it. */
+	if (!here || !t) {
+		dsq_insert(p, scx_dsq_local, settings.slice_ns, enq_flags);
 		return;
 	}
+	leave_queue(t);
+	find_tenant(p, t);
+	if (!t->ready_at)
+		t->ready_at = bpf_ktime_get_ns();
 	if (is_bound(p)) {
-		enqueue_bound(p, cpu, here, enq_flags);
+		/*
+		 * A per-CPU kernel thread serves that CPU (interrupt threads, writeback, migration): it goes
+		 * next. Only when it wakes: one that burns whole slices must not shut out everything else.
+		 */
+		if ((p->flags & PF_KTHREAD) && p->nr_cpus_allowed == 1 && (enq_flags & scx_enq_wakeup)) {
+			count(queued_local);
+			dsq_insert(p, scx_dsq_local, settings.slice_ns, enq_flags);
+			return;
+		}
+		enqueue_bound(p, t, cpu, here, enq_flags);
+		scx_bpf_kick_cpu(cpu, scx_kick_idle);
 		return;
 	}
-	node = node_of(here->node);
-	count(queued_node);
-	dsq_insert_vtime(p, NODE_QUEUE(here->node), slice_ns,
-			 node ? settled(p, p->scx.dsq_vtime, &node->clock) : 0, enq_flags);
+	enqueue_tenant(p, t, home(here), enq_flags);
 	/*
 	 * A CPU may have gone idle since select_cpu() looked, or that was not asked (a task at the end of
 	 * its slice, behind others): without a kick it would sleep next to a waiting task.
@@ -88,43 +83,83 @@ void BPF_PROG(zernel_enqueue, struct task_struct *p, u64 enq_flags)
 		scx_bpf_kick_cpu(cpu, scx_kick_idle);
 }
 
-/* Is the first task of the queue due before `vtime`? False for an empty queue. */
+/* The task that runs here, which wants to go on; it is in no queue. */
+struct candidate {
+	bool there;
+	bool bound;
+	u32 tenant;
+	u64 vtime;
+};
+
+/* Is the first task of the queue due before the running one? */
 static __always_inline bool head_is_before(u64 queue, u64 vtime)
 {
-	struct bpf_iter_scx_dsq it;
-	struct task_struct *first = NULL;
-	bool result = false;
+	struct head head = head_of(queue);
 
-	if (!bpf_iter_scx_dsq_new(&it, queue, 0))
-		first = bpf_iter_scx_dsq_next(&it);
-	if (first)
-		result = before(first->scx.dsq_vtime, vtime);
-	bpf_iter_scx_dsq_destroy(&it);
-	return result;
+	return head.there && before(head.vtime, vtime);
 }
 
 /*
- * Serve one of the CPU's two queues. `prev` is the task that ran until now if it wants to go on and belongs
- * to this queue, else NULL. It is not in the queue: if nothing there is due before it, it goes on.
+ * Serve the CPU's own queue, or its node's. Returns true if a task was found; `*keep` if it is the running
+ * one.
  */
-static __always_inline bool serve(u64 queue, const struct clock *clock, struct task_struct *prev,
-				  const struct cpu *here)
+static __always_inline bool serve_bound(s32 cpu, struct cpu *here, const struct candidate *prev, bool *keep)
 {
-	if (scx_bpf_dsq_nr_queued(queue) <= 0)
-		return false;
-	if (prev) {
-		u64 ran = prev->se.sum_exec_runtime - here->started_at;
-		u64 vtime = prev->scx.dsq_vtime + charge(prev, ran);
-
-		if (!head_is_before(queue, settled(prev, vtime, clock))) {
-			prev->scx.slice = slice_ns;
-			count(kept);
-			return true;
-		}
+	if (prev->there && prev->bound && !head_is_before(CPU_QUEUE(cpu), prev->vtime)) {
+		*keep = true;
+		return true;
 	}
-	if (!dsq_move_to_local(queue))
+	return take_bound(cpu, here);
+}
+
+static __always_inline bool serve_node(const struct view *view, const struct candidate *prev, bool *keep)
+{
+	if (!view->any)
 		return false;
-	count(dispatched);
+	if (prev->there && !prev->bound && prev->tenant == view->tenant &&
+	    !head_is_before(NODE_QUEUE(view->node, view->tenant), prev->vtime)) {
+		*keep = true;
+		return true;
+	}
+	/* What the first tenant has may not run here. */
+	return take(view->node, view->tenant) || take_any(view->node);
+}
+
+/*
+ * Is the CPU's own queue to be served before its node's? The tenant that got less decides, and within one
+ * tenant they take turns.
+ */
+static __always_inline bool bound_is_first(s32 cpu, struct cpu *here, const struct candidate *prev,
+					   const struct view *view)
+{
+	u32 tenant = prev->tenant;
+	struct head head;
+	u64 order;
+
+	if (!here->bound.waiting && !(prev->there && prev->bound))
+		return false;
+	if (!view->any || before(here->bound.served_at + settings.starvation_ns, view->now))
+		return true;
+	head = head_of(CPU_QUEUE(cpu));
+	if (head.there)
+		tenant = head.tenant;
+	else if (!prev->there || !prev->bound)
+		return false;
+	tenant_at(tenant)->seen_at = view->now;
+	if (tenant == view->tenant) {
+		here->bound_first = !here->bound_first;
+		return here->bound_first;
+	}
+	order = tenant_order(tenant);
+	return before(order, view->order);
+}
+
+/* Serve a queue of the node that was not served for too long. */
+static __always_inline bool rescue(const struct view *view)
+{
+	if (!view->starving || !take(view->node, view->starved))
+		return false;
+	count(rescues);
 	return true;
 }
 
@@ -132,50 +167,92 @@ static __always_inline bool serve(u64 queue, const struct clock *clock, struct t
  * Take a task from another node. An idle CPU takes any: waiting is worse than a remote memory access. A
  * busy one leaves a single waiting task to its own node, so that two nodes do not trade one task for ever.
  */
-static __always_inline bool steal(u32 own, bool busy)
+static long steal_from(u32 i, struct steal *steal)
 {
-	for (u32 i = 1; i < nr_nodes && i < MAX_NODES; i++) {
-		u32 other = own + i < nr_nodes ? own + i : own + i - nr_nodes;
+	u32 other = steal->own + i + 1 < nr_nodes ? steal->own + i + 1 : steal->own + i + 1 - nr_nodes;
+	struct node *node = node_of(other);
+	struct view view = {.node = other, .now = steal->now};
 
-		if (scx_bpf_dsq_nr_queued(NODE_QUEUE(other)) > busy && dsq_move_to_local(NODE_QUEUE(other))) {
-			count(dispatched);
-			count(stolen);
-			return true;
-		}
-	}
-	return false;
+	if (!node || !node->waiting)
+		return 0;
+	view.waiting = node->waiting;
+	bpf_loop(NR_SLOTS, view_slot, &view, 0);
+	if (!view.any)
+		return 0;
+	if (steal->busy && scx_bpf_dsq_nr_queued(NODE_QUEUE(other, view.tenant)) < 2)
+		return 0;
+	if (!take(other, view.tenant) && !take_any(other))
+		return 0;
+	count(stolen);
+	steal->found = true;
+	return 1;
+}
+
+static __always_inline bool steal(u32 own, bool busy, u64 now)
+{
+	struct steal steal = {.own = own, .busy = busy, .now = now};
+
+	if (nr_nodes > 1)
+		bpf_loop(nr_nodes - 1, steal_from, &steal, 0);
+	return steal.found;
 }
 
 SEC("struct_ops/zernel_dispatch")
 void BPF_PROG(zernel_dispatch, s32 cpu, struct task_struct *prev)
 {
 	struct cpu *here = cpu_of(cpu);
-	struct task_struct *prev_of_cpu = NULL, *prev_of_node = NULL;
-	struct node *node = here ? node_of(here->node) : NULL;
-	bool cpu_queue_first, busy;
+	struct node *node = here ? node_of(home(here)) : NULL;
+	struct candidate running = {};
+	struct view view = {};
+	bool keep = false, found;
+	struct task *t = NULL;
 
 	if (!node)
 		return;
-	busy = prev && (prev->scx.flags & SCX_TASK_QUEUED);
-	if (busy) {
-		if (is_bound(prev))
-			prev_of_cpu = prev;
-		else
-			prev_of_node = prev;
+	view.now = bpf_ktime_get_ns();
+	view.node = home(here);
+	view.waiting = node->waiting;
+	if (prev && prev->scx.flags & SCX_TASK_QUEUED) {
+		t = task_of(prev);
+		if (t) {
+			charge_run(prev, t);
+			running.there = true;
+			running.bound = is_bound(prev);
+			running.tenant = t->tenant;
+			running.vtime = t->vtime;
+		}
 	}
-	cpu_queue_first = here->cpu_queue_first;
-	here->cpu_queue_first = !cpu_queue_first;
-	if (cpu_queue_first && serve(CPU_QUEUE(cpu), &here->clock, prev_of_cpu, here))
-		return;
-	if (serve(NODE_QUEUE(here->node), &node->clock, prev_of_node, here))
-		return;
-	if (!cpu_queue_first && serve(CPU_QUEUE(cpu), &here->clock, prev_of_cpu, here))
-		return;
-	if (steal(here->node, busy))
+	if (view.waiting || here->bound.waiting) {
+		advance_tenant_clock(view.now);
+		bpf_loop(NR_SLOTS, view_slot, &view, 0);
+		/* The tenant of the running task is one of those that want the CPU, though it may not wait.
+		 */
+		if (running.there && !running.bound) {
+			u64 order = tenant_order(running.tenant);
+
+			if (!view.any || before(order, view.order)) {
+				view.any = true;
+				view.tenant = running.tenant;
+				view.order = order;
+			}
+		}
+		if (rescue(&view))
+			return;
+		if (bound_is_first(cpu, here, &running, &view))
+			found = serve_bound(cpu, here, &running, &keep) || serve_node(&view, &running, &keep);
+		else
+			found = serve_node(&view, &running, &keep) || serve_bound(cpu, here, &running, &keep);
+		if (found && !keep)
+			return;
+	}
+	if (!keep && steal(view.node, running.there, view.now))
 		return;
 	/* The kernel lets `prev` go on, with its own default slice (20 ms) unless it has one. */
-	if (busy && prev)
-		prev->scx.slice = slice_ns;
+	if (running.there && prev) {
+		prev->scx.slice = settings.slice_ns;
+		if (keep)
+			count(kept);
+	}
 }
 
 /* running() and stopping() may execute on another CPU than the task's. */
@@ -183,48 +260,71 @@ SEC("struct_ops/zernel_running")
 void BPF_PROG(zernel_running, struct task_struct *p)
 {
 	struct cpu *here = cpu_of(scx_bpf_task_cpu(p));
-	struct node *node;
+	struct task *t = task_of(p);
+	struct queue *queue;
 
-	if (!here)
+	if (!here || !t)
 		return;
-	here->started_at = p->se.sum_exec_runtime;
+	leave_queue(t);
+	note_wait(t);
+	t->exec_at_start = p->se.sum_exec_runtime;
 	if (is_bound(p)) {
-		clock_advance(&here->clock, p->scx.dsq_vtime);
+		clock_advance(&here->bound.clock, t->vtime);
 		return;
 	}
-	node = node_of(here->node);
-	if (node)
-		clock_advance(&node->clock, p->scx.dsq_vtime);
+	queue = queue_of(home(here), t->tenant);
+	if (queue)
+		clock_advance(&queue->clock, t->vtime);
 }
 
 SEC("struct_ops/zernel_stopping")
 void BPF_PROG(zernel_stopping, struct task_struct *p, bool runnable)
 {
-	struct cpu *here = cpu_of(scx_bpf_task_cpu(p));
+	struct task *t = task_of(p);
 
-	if (here)
-		p->scx.dsq_vtime += charge(p, p->se.sum_exec_runtime - here->started_at);
+	if (!t)
+		return;
+	charge_run(p, t);
+	if (runnable)
+		t->ready_at = bpf_ktime_get_ns();
 }
 
+/* A task that joins, by being made or by changing its class. What is charged to it begins now. */
 SEC("struct_ops/zernel_enable")
 void BPF_PROG(zernel_enable, struct task_struct *p)
 {
 	struct cpu *here = cpu_of(scx_bpf_task_cpu(p));
-	struct node *node = here ? node_of(here->node) : NULL;
+	struct task *t = task_of(p);
+	struct queue *queue;
 
 	count(tasks);
-	if (node)
-		p->scx.dsq_vtime = clock_time(&node->clock);
+	if (!t || !here)
+		return;
+	t->ready_at = 0;
+	t->exec_at_start = p->se.sum_exec_runtime;
+	queue = queue_of(home(here), t->tenant);
+	if (queue)
+		t->vtime = clock_time(&queue->clock);
 }
 
 SEC("struct_ops/zernel_disable")
 void BPF_PROG(zernel_disable, struct task_struct *p)
 {
+	struct task *t = task_of(p);
 	u32 only = 0;
 	struct counters *mine = bpf_map_lookup_elem(&counters, &only);
 
 	if (mine)
 		mine->tasks--;
+	if (t)
+		leave_queue(t);
+}
+
+/* Each task gets its storage here, so that it is never missing later. */
+SEC("struct_ops.s/zernel_init_task")
+s32 BPF_PROG(zernel_init_task, struct task_struct *p, struct scx_init_task_args *args)
+{
+	return bpf_task_storage_get(&tasks, p, 0, BPF_LOCAL_STORAGE_GET_F_CREATE) ? 0 : -ERROR_NO_MEMORY;
 }
 
 /*
@@ -278,19 +378,27 @@ static long init_node(u32 index, s32 *error)
 	members = bpf_kptr_xchg(&node->cpus, members);
 	if (members)
 		bpf_cpumask_release(members);
-	*error = scx_bpf_create_dsq(NODE_QUEUE(index), node->numa_id);
-	return *error != 0;
+	for (u32 slot = 0; slot < NR_SLOTS; slot++) {
+		*error = scx_bpf_create_dsq(NODE_QUEUE(index, slot), node->numa_id);
+		if (*error)
+			return 1;
+	}
+	return 0;
 }
 
 SEC("struct_ops.s/zernel_init")
 s32 BPF_PROG(zernel_init)
 {
+	const struct cpumask *online;
 	s32 error = 0;
 
 	if (!scx_dsq_local || !scx_enq_wakeup || !scx_kick_idle || !scx_pick_idle_core)
 		return -ERROR_INVALID;
-	if (nr_cpus < scx_bpf_nr_cpu_ids() || !nr_nodes || nr_nodes > MAX_NODES || !slice_ns)
+	if (nr_cpus < scx_bpf_nr_cpu_ids() || !nr_nodes || nr_nodes > MAX_NODES || !settings.slice_ns)
 		return -ERROR_INVALID;
+	online = scx_bpf_get_online_cpumask();
+	nr_online = bpf_cpumask_weight(online);
+	scx_bpf_put_cpumask(online);
 	bpf_loop(nr_nodes, init_node, &error, 0);
 	if (!error)
 		bpf_loop(nr_cpus, init_cpu, &error, 0);
@@ -318,6 +426,7 @@ struct sched_ext_ops zernel_ops = {
 	.enable = (void *)zernel_enable,
 	.disable = (void *)zernel_disable,
 	.cpu_release = (void *)zernel_cpu_release,
+	.init_task = (void *)zernel_init_task,
 	.init = (void *)zernel_init,
 	.exit = (void *)zernel_exit,
 	.timeout_ms = 10000,

@@ -20,7 +20,7 @@ static __always_inline s32 pick_idle_in_node(struct task_struct *p, u32 node_ind
 	struct node *node = node_of(node_index);
 	struct bpf_cpumask *members, *both;
 
-	if (nr_nodes == 1)
+	if (nr_nodes == 1 || !settings.numa)
 		return scx_bpf_pick_idle_cpu(p->cpus_ptr, flags);
 	if (!mine || !node)
 		return -1;
@@ -52,7 +52,7 @@ static __always_inline s32 pick_idle(struct task_struct *p, s32 prev_cpu)
 	if (may_return && scx_bpf_test_and_clear_cpu_idle(prev_cpu))
 		return prev_cpu;
 	cpu = pick_idle_in_node(p, node, 0);
-	if (cpu < 0 && nr_nodes > 1)
+	if (cpu < 0 && nr_nodes > 1 && settings.numa)
 		cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
 	return cpu;
 }

@@ -52,6 +52,9 @@ class FakeScheduler:
     def counters(self) -> dict[str, int]:
         return dict.fromkeys(COUNTERS, self.ticks)
 
+    def apply(self, config: Config) -> None:
+        self.config = config
+
     def close(self) -> None:
         self.closed = True
 
@@ -215,12 +218,20 @@ def test_metrics_and_readiness_say_so_when_the_kernel_runs_the_tasks_itself(
         get(port_of(running), "/-/ready")
 
 
-def test_reload_takes_over_a_new_slice_and_a_new_port(host: Host, running: Running) -> None:
-    old, new = port_of(running), free_port()
-    running.path.write_text(f"[scheduler]\nslice_us = 9000\n[telemetry]\nmetrics_port = {new}\n")
+def test_reload_hands_a_new_slice_to_the_running_scheduler(host: Host, running: Running) -> None:
+    running.path.write_text(running.path.read_text() + "[scheduler]\nslice_us = 9000\n")
     running.signal(signal.SIGHUP)
-    until(lambda: len(host.loaded) == 2, "the new slice was not loaded")
-    assert host.loaded[1].config.scheduler.slice_us == 9000
+    until(lambda: host.loaded[0].config.scheduler.slice_us == 9000, "the new slice was not taken over")
+    assert len(host.loaded) == 1
+    assert not host.loaded[0].closed
+
+
+def test_reload_takes_over_a_new_watchdog_and_a_new_port(host: Host, running: Running) -> None:
+    old, new = port_of(running), free_port()
+    running.path.write_text(f"[scheduler]\nwatchdog_timeout_ms = 9000\n[telemetry]\nmetrics_port = {new}\n")
+    running.signal(signal.SIGHUP)
+    until(lambda: len(host.loaded) == 2, "it was not loaded with the new timeout")
+    assert host.loaded[1].config.scheduler.watchdog_timeout_ms == 9000
 
     def moved() -> bool:
         try:
@@ -266,11 +277,11 @@ def test_reload_of_a_bad_file_keeps_the_old_settings_and_says_why(
 def test_reload_that_the_kernel_refuses_loads_the_old_settings_again(
     host: Host, running: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
-    host.refuse = lambda config: config.scheduler.slice_us == 9000
-    running.path.write_text(running.path.read_text() + "[scheduler]\nslice_us = 9000\n")
+    host.refuse = lambda config: config.scheduler.watchdog_timeout_ms == 9000
+    running.path.write_text(running.path.read_text() + "[scheduler]\nwatchdog_timeout_ms = 9000\n")
     running.signal(signal.SIGHUP)
     until(lambda: len(host.loaded) == 2, "the old one did not come back")
-    assert host.loaded[1].config.scheduler.slice_us == Config().scheduler.slice_us
+    assert host.loaded[1].config.scheduler == Config().scheduler
     until(lambda: "The verifier refuses it" in caplog.text, "nothing was said")
 
 
@@ -349,13 +360,13 @@ def test_a_refused_reload_shows_until_a_later_one_succeeds(
     port = port_of(running)
     manager.hear("READY=1\nSTATUS=enabled; metrics on ")
     assert "zernel_scheduler_config_reload_success 1.0" in get(port)
-    host.refuse = lambda config: config.scheduler.slice_us == 9000
+    host.refuse = lambda config: config.scheduler.watchdog_timeout_ms == 9000
     for text, why in (
         (
             "[scheduler]\nslise_us = 1\n[numa]\nenabled = 1\n",
             "Unknown key 'slise_us' in [scheduler]; 'numa.ena",
         ),
-        ("[scheduler]\nslice_us = 9000\n", "The verifier refuses it; enabled; metrics on "),
+        ("[scheduler]\nwatchdog_timeout_ms = 9000\n", "The verifier refuses it; enabled; metrics on "),
     ):
         running.path.write_text(good + text)
         running.signal(signal.SIGHUP)

@@ -47,11 +47,6 @@ def test_a_kernel_without_numa_has_one_queue(tmp_path: Path) -> None:
     assert topology.read(system(tmp_path, "0-1")) == Topology(2, (NO_NODE,), (0, 0), smt=False)
 
 
-def test_flattened_treats_all_cpus_alike(tmp_path: Path) -> None:
-    found = topology.read(system(tmp_path, "0-3", {0: "0-1", 1: "2-3"})).flattened()
-    assert found == Topology(4, (NO_NODE,), (0, 0, 0, 0), smt=False)
-
-
 @pytest.mark.parametrize("possible", ["", "garbage", "0-99999999999", "3-1", "0-8192"])
 def test_a_list_of_cpus_that_cannot_be_is_refused(tmp_path: Path, possible: str) -> None:
     with pytest.raises(ZernelError, match="which CPUs there are"):

@@ -24,16 +24,38 @@ class Scheduler:
         "How long a task runs before another that waits gets its turn, in microseconds. Longer means fewer "
         "switches and warmer caches; shorter means that a task which wakes while all CPUs are busy waits "
         "less. The kernel looks at it on its timer tick: below the tick (4000 at HZ=250) less changes "
-        "nothing. A change replaces the running scheduler: for a moment the kernel's own runs the tasks.",
+        "nothing.",
         minimum=500,
         maximum=100_000,
     )
     watchdog_timeout_ms: int = option(
         10_000,
         "The kernel ends the scheduler, and its own takes over, when a task that could run has waited so "
-        "long, in milliseconds. A change replaces the running scheduler.",
+        "long, in milliseconds. A change replaces the running scheduler: for a moment the kernel's own runs "
+        "the tasks.",
         minimum=1000,
         maximum=30_000,  # SCX_WATCHDOG_MAX_TIMEOUT of the kernel
+    )
+
+    priority_step_us: int = option(
+        300,
+        "What one step of priority is worth, in microseconds: so much earlier, or later, it puts a tenant in "
+        "the order of those that wait. Its share of CPU time stays the same.",
+        minimum=0,
+        maximum=5000,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Safety:
+    """What holds whatever else is configured."""
+
+    starvation_bound_ms: int = option(
+        100,
+        "Tasks that wait in a queue which was not served for so long, in milliseconds, come before all "
+        "others, whatever their weight and priority.",
+        minimum=20,
+        maximum=5000,
     )
 
 
@@ -44,7 +66,7 @@ class Numa:
     enabled: bool = option(
         True,
         "Keep tasks on the CPUs of their NUMA node while it has free ones, with a queue for each node. When "
-        "false, all CPUs are treated alike. A change replaces the running scheduler.",
+        "false, all CPUs are treated alike.",
     )
 
 
@@ -66,6 +88,7 @@ class Config:
 
     scheduler: Scheduler = table(Scheduler)
     numa: Numa = table(Numa)
+    safety: Safety = table(Safety)
     telemetry: Telemetry = table(Telemetry)
 
 

@@ -53,13 +53,14 @@ class Daemon:
 
     def __init__(self, config: Config, settings: Settings[Config]) -> None:
         # Imported here: --check-config and --dump-config need neither libbpf nor prometheus_client.
-        from zernel.scheduler.loader import load_checked
+        from zernel.scheduler.loader import load_checked, replaces
         from zernel.scheduler.status import Status
 
         self._config = config
         self._settings = settings
         self._in_use = InUse()
         self._load = load_checked
+        self._replaces = replaces
         self._restarts: list[float] = []
         self._server: MetricsServer | None = None
         self._scheduler: LoadedScheduler | None = None
@@ -193,8 +194,10 @@ class Daemon:
         if new.telemetry.metrics_port != old.telemetry.metrics_port:
             server = self._listen(new.telemetry.metrics_port)
         try:
-            if (new.scheduler, new.numa) != (old.scheduler, old.numa):
+            if self._replaces(old, new):
                 self._replace(new)
+            elif self._scheduler is not None:
+                self._scheduler.apply(new)
         except BaseException:
             if server is not None:
                 server.close()

@@ -41,10 +41,6 @@ class Topology:
         """Return the CPUs of the node with that index, ascending."""
         return [cpu for cpu, node in enumerate(self.node_of_cpu) if node == index]
 
-    def flattened(self) -> Topology:
-        """Return the same CPUs as if there were no NUMA nodes."""
-        return Topology(self.nr_cpus, (NO_NODE,), (0,) * self.nr_cpus, self.smt)
-
 
 def read(root: Path = Path("/")) -> Topology:
     """Read the topology below ``root``/sys/devices/system.
