@@ -172,16 +172,20 @@ def test_a_scheduler_that_forgets_tasks_is_ejected_and_the_reason_reported(
     host.guest.put(build_object(HERE / "objects/stall.bpf.c", tmp_path), "/root/stall.bpf.o")
     # ProtectHome hides /root from the service.
     host.guest.run("mkdir -p /opt/stall && mv /root/stall.bpf.o /opt/stall/sched.bpf.o")
-    host.settings("[scheduler]\nwatchdog_timeout_ms = 2000\n")
+    host.settings("[scheduler]\nwatchdog_timeout_ms = 2000\n[safety]\nmax_ejections = 1\n")
     host.guest.run(
         f"mkdir -p {Path(DROP_IN).parent} && cat > {DROP_IN} && systemctl daemon-reload",
-        stdin="[Service]\nEnvironment=ZERNEL_BPF_DIR=/opt/stall\nRestart=no\n",
+        stdin="[Service]\nEnvironment=ZERNEL_BPF_DIR=/opt/stall\n",
     )
     host.guest.run("systemctl start --no-block zernel-scheduler", check=False)
     host.guest.run("for i in 1 2 3 4 5 6 7 8; do timeout 20 sh -c 'while :; do :; done' & done; wait")
-    host.until(lambda: host.show("ActiveState") == "failed", "it is not reported")
-    assert host.show("ExecMainStatus") == "1"
+    host.until(lambda: "STAYING on the kernel's own scheduler" in host.journal(), "it is not reported")
+    assert host.show("ActiveState") == "active"
+    assert "STAYING OFF until a reload" in host.show("StatusText")
     assert host.state() == "disabled"
+    metrics = host.metrics()
+    assert metrics["zernel_scheduler_gave_up"] == metrics["zernel_scheduler_ejections_total"] == 1
+    assert metrics["zernel_scheduler_enabled"] == 0
     journal = host.journal()
     # The forgotten task may be the kernel's watchdog worker itself: then the tick notices that it is overdue.
     noticed = r"runnable task stall: (.* failed to run for|watchdog failed to check in)"

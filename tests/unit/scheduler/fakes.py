@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Stands for zernel.scheduler.maps: what a scheduler in a kernel would measure, the test says."""
+"""Stands for the maps of a loaded scheduler: what one in a kernel would measure, the test says."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from zernel.scheduler.classifier import Hint
+from zernel.scheduler.maps import Tenant, Use
 from zernel.scheduler.policy import Role
 
 MS = 1_000_000
@@ -41,6 +42,11 @@ class FakeMaps:
     activity: dict[int, Activity] = field(default_factory=dict)
     hints: dict[int, Hint] = field(default_factory=dict)
     writes: int = 0
+    tenants: dict[int, Tenant] = field(default_factory=dict)
+    cgroups: dict[int, int] = field(default_factory=dict)
+    use: dict[int, Use] = field(default_factory=dict)
+    tenant_writes: int = 0
+    epochs: int = 0
     futex_signal: bool = True
     gpu_signal: bool = True
 
@@ -51,6 +57,16 @@ class FakeMaps:
     def set_hints(self, hints: Mapping[int, Hint]) -> None:
         self.hints = dict(hints)
         self.writes += 1
+
+    def set_tenants(self, tenants: Mapping[int, Tenant], cgroups: Mapping[int, int]) -> None:
+        self.tenants, self.cgroups = dict(tenants), dict(cgroups)
+        self.tenant_writes += 1
+
+    def tenant_use(self) -> dict[int, Use]:
+        return dict(self.use)
+
+    def next_epoch(self) -> None:
+        self.epochs += 1
 
 
 def process(root: Path, pid: int, *, start_ticks: int = 1, memory: str = "0-1", cgroup: str = "/") -> None:

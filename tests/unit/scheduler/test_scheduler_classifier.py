@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from zernel.scheduler import gpu, processes
 from zernel.scheduler.classifier import MEMORY_READS, Classifier, Hint, Settings
 from zernel.scheduler.policy import Phase
-from zernel.scheduler.tables import Numa, PhaseDetection
+from zernel.scheduler.tables import Affinity, PhaseDetection
 from zernel.scheduler.topology import Topology
 
 from .fakes import MS, Activity, FakeMaps, S, process
 
-SETTINGS = Settings(PhaseDetection(), Numa(), short_burst_ns=MS, stale_ns=5 * S, max_processes=1024)
+SETTINGS = Settings(PhaseDetection(), Affinity(), short_burst_ns=MS, stale_ns=5 * S, max_processes=1024)
 TWO_NODES = Topology(4, (0, 1), (0, 0, 1, 1), smt=False)
 LOADING = Activity(io_wait_ns=60 * MS)
 OPTIMIZING = Activity(bursts=1, burst_ns=4 * MS, run_ns=4 * MS)
@@ -200,9 +200,11 @@ def test_memory_of_one_node_is_preferred_where_no_gpu_says_otherwise(host: Host)
 
 
 @pytest.mark.parametrize(
-    "numa", [Numa(enabled=False), Numa(gpu_affinity=False, memory_affinity=False)], ids=["off", "neither"]
+    "numa",
+    [Affinity(enabled=False), Affinity(gpu_affinity=False, memory_affinity=False)],
+    ids=["off", "neither"],
 )
-def test_affinities_can_be_switched_off(tmp_path: Path, numa: Numa) -> None:
+def test_affinities_can_be_switched_off(tmp_path: Path, numa: Affinity) -> None:
     host = Host(tmp_path, dataclasses.replace(SETTINGS, numa=numa))
     process(tmp_path, 1, memory="1")
     host.gpus({1: {1}}, {})

@@ -6,6 +6,7 @@ The kernel's part is tested in a guest (tests/guest/test_scheduler.py).
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +27,8 @@ from zernel.errors import ZernelError, fail
 from zernel.scheduler import daemon, loader
 from zernel.scheduler.config import Config
 from zernel.scheduler.kernel import EXIT_ERROR_STALL, EXIT_SYSRQ, EXIT_UNREG_KERN, Exit
+
+from .fakes import FakeMaps
 
 RESTART = (1 << 48) | (1 << 32)
 COUNTERS = ("idle_hits", "idle_remote", "queued_node", "queued_cpu", "queued_local")
@@ -41,6 +45,7 @@ class FakeScheduler:
         self.ended: Exit | None = None
         self.closed = False
         self.ticks = 10
+        self.maps = FakeMaps()
 
     def exit(self) -> Exit | None:
         assert not self.closed, "asked after it was closed"
@@ -167,19 +172,73 @@ def test_metrics_and_readiness_tell_what_is_known(host: Host, running: Running) 
     assert get(port, "/-/ready") == "ready\n"
 
 
-def test_an_ejection_is_reported_with_the_kernels_words_and_exits_1(
-    host: Host, running: Running, caplog: pytest.LogCaptureFixture
+STALL = Exit(EXIT_ERROR_STALL, 0, "runnable task stall", "x[5] failed to run", "CPU states")
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lets no time pass between an ejection and the next load; gives how many there were before each."""
+    record, given = daemon.Ejections.record, []
+
+    def now(self: Any, at: float) -> float | None:
+        given.append(len(self.within(at)))
+        return None if record(self, at) is None else 0.0
+
+    monkeypatch.setattr(daemon.Ejections, "record", now)
+    return given
+
+
+def test_an_ejection_is_reported_with_the_kernels_words_and_tried_again(
+    host: Host, running: Running, pauses: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    host.loaded[0].ended = Exit(
-        EXIT_ERROR_STALL, 0, "runnable task stall", "x[5] failed to run", "CPU states"
-    )
-    assert running.join() == 1
+    host.loaded[0].ended = STALL
+    until(lambda: len(host.loaded) == 2, "it was not tried again")
+    assert pauses == [0]
     assert "runnable task stall: x[5] failed to run" in caplog.text
     assert "CPU states" in caplog.text
-    assert len(host.loaded) == 1
     record = next(r for r in caplog.records if "ended the scheduler" in r.message)
     assert record.__dict__["ZERNEL_EXIT_KIND"] == EXIT_ERROR_STALL
+    text = get(port_of(running))
+    assert "zernel_scheduler_ejections_total 1.0" in text
+    assert "zernel_scheduler_enabled 1.0" in text
+    assert "zernel_scheduler_gave_up 0.0" in text
+
+
+def test_the_third_ejection_leaves_the_host_to_the_kernel_with_an_alert(
+    host: Host, running: Running, pauses: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in (1, 2, 3):
+        until(lambda n=number: len(host.loaded) == n, f"load {number}")
+        host.loaded[-1].ended = STALL
+    until(lambda: "STAYING on the kernel's own scheduler after 3" in caplog.text, "nothing was said")
+    text = get(port_of(running))
+    assert "zernel_scheduler_gave_up 1.0" in text
+    assert "zernel_scheduler_enabled 0.0" in text
+    assert "zernel_scheduler_ejections_total 3.0" in text
+    assert all(scheduler.closed for scheduler in host.loaded)
+    status = json.loads(get(port_of(running), "/status"))
+    assert (status["enabled"], status["gave_up"], status["ejections"]) == (False, True, 3)
+    assert "runnable task stall" in status["off"]
+    with pytest.raises(urllib.error.HTTPError, match="503"):
+        get(port_of(running), "/-/ready")
+    # A person who reloads wants another try.
+    running.signal(signal.SIGHUP)
+    until(lambda: len(host.loaded) == 4, "the reload did not load it")
+    assert "zernel_scheduler_gave_up 0.0" in get(port_of(running))
+
+
+def test_a_load_that_fails_after_an_ejection_counts_as_one(
+    host: Host, running: Running, pauses: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    host.refuse = lambda config: True
+    host.loaded[0].ended = STALL
+    until(lambda: "STAYING on the kernel's own scheduler after 3" in caplog.text, "nothing was said")
+    assert caplog.text.count("The verifier refuses it") >= 2
+    running.path.write_text(running.path.read_text() + "[scheduler]\nslice_us = 'x'\n")
+    running.signal(signal.SIGHUP)
+    until(lambda: "settings not reloaded" in caplog.text, "nothing was said")
+    assert running.thread.is_alive()
 
 
 def test_a_person_who_ends_it_by_sysrq_is_obeyed(host: Host, running: Running) -> None:

@@ -74,8 +74,3 @@ def test_a_node_without_cpus_is_served_by_the_closest_that_has_some(tmp_path: Pa
     found = topology.read(root)
     assert [found.index_of(number) for number in (0, 1, 2, 3, 9, None)] == [0, 1, 1, 0, None, None]
     assert found.cpus_of(1) == [2, 3]
-
-
-def test_without_numa_no_node_is_any_nodes_index(tmp_path: Path) -> None:
-    found = topology.read(system(tmp_path, "0-3", {0: "0-1", 1: "2-3"})).flattened()
-    assert [found.index_of(number) for number in (0, 1, NO_NODE, None)] == [None] * 4

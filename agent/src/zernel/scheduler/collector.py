@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
 from zernel import __version__
+from zernel.scheduler import kernel
+from zernel.scheduler.engine import Figures, TenantFigures
 from zernel.scheduler.status import Running, Snapshot, Status, added
 
 # Counters of sched.bpf.c that each place a task once; their sum is the number of decisions.
@@ -20,11 +23,15 @@ _PLACEMENTS = {
 }
 
 
-# Other counters: metric (_total is appended), what it means.
+# Other counters: metric (_total is appended), what it means. An object that does not count one has none.
 _COUNTERS = {
     "idle_remote": ("zernel_scheduler_idle_remote", "Tasks that took an idle CPU of another NUMA node."),
     "dispatched": ("zernel_scheduler_dispatches", "Tasks that a CPU took from a queue."),
     "stolen": ("zernel_scheduler_steals", "Tasks that a CPU took from another NUMA node's queue."),
+    "rescues": (
+        "zernel_scheduler_starvation_rescues",
+        "Tasks that a CPU took out of turn, because their queue was not served for the starvation bound.",
+    ),
     "kept": ("zernel_scheduler_slices_renewed", "Tasks that went on because none was due before them."),
 }
 
@@ -32,8 +39,15 @@ _COUNTERS = {
 class Collector:
     """Gives the metrics of ``status``; a value that is not known now is left out."""
 
-    def __init__(self, status: Status) -> None:
+    def __init__(self, status: Status, figures: Callable[[], Figures], root: Path = Path("/")) -> None:
+        """Remember where to ask.
+
+        :param figures: gives what was worked out last.
+        :param root: where sys/ is, for what the kernel counts itself.
+        """
         self._status = status
+        self._figures = figures
+        self._root = root
 
     def collect(self) -> Iterator[Any]:
         """Yield the metric families (prometheus_client's custom collector)."""
@@ -42,6 +56,8 @@ class Collector:
         yield from _state(now)
         if now.running is not None and now.running.enabled():
             yield from _present(now.running, counters)
+            yield from _tenants(self._figures().tenants)
+            yield from _kernel_events(kernel.events(self._root))
         sums = added(now.base, counters)
         if sums:
             yield from _totals(sums)
@@ -58,6 +74,14 @@ def _state(now: Snapshot) -> Iterator[Any]:
         "zernel_scheduler_config_reload_success",
         "1 when the settings file, as it was last read, is in use; 0 when it was refused.",
         int(now.settings_in_use),
+    )
+    yield GaugeMetricFamily(
+        "zernel_scheduler_gave_up",
+        "1 when the kernel ejected the scheduler so often that the host stays on the kernel's own.",
+        int(now.gave_up),
+    )
+    yield CounterMetricFamily(
+        "zernel_scheduler_ejections", "Times the kernel ended the scheduler for an error.", now.ejections
     )
     yield CounterMetricFamily("zernel_scheduler_loads", "Times the scheduler was loaded.", now.loads)
     ends = CounterMetricFamily(
@@ -96,4 +120,53 @@ def _totals(sums: dict[str, int]) -> Iterator[Any]:
         placements.add_metric([label], sums[name])
     yield placements
     for name, (metric, help_text) in _COUNTERS.items():
-        yield CounterMetricFamily(metric, help_text, sums[name])
+        if name in sums:
+            yield CounterMetricFamily(metric, help_text, sums[name])
+
+
+# Gauges of each tenant: metric, what it means, the figure (None: left out).
+_TENANT_GAUGES: tuple[tuple[str, str, Callable[[TenantFigures], float | None]], ...] = (
+    ("zernel_scheduler_tenant_weight", "A tenant's weight.", lambda one: one.part.weight),
+    (
+        "zernel_scheduler_tenant_gpus",
+        "GPUs that a tenant's processes hold; one that several tenants hold is split.",
+        lambda one: one.part.gpus,
+    ),
+    (
+        "zernel_scheduler_tenant_share_wanted_ratio",
+        "A tenant's weight, as a part of those of the tenants that ran or waited in the last while.",
+        lambda one: one.share.wanted,
+    ),
+    (
+        "zernel_scheduler_tenant_share_received_ratio",
+        "The part of the CPU time that all tasks got in the last while that a tenant's got.",
+        lambda one: one.share.received,
+    ),
+    (
+        "zernel_scheduler_longest_wait_seconds",
+        "The longest that a task of a tenant that could run has waited in the last while.",
+        lambda one: one.use.longest_wait_seconds if one.use else None,
+    ),
+)
+
+
+def _tenants(tenants: tuple[TenantFigures, ...]) -> Iterator[Any]:
+    for metric, help_text, figure in _TENANT_GAUGES:
+        family = GaugeMetricFamily(metric, help_text, labels=["tenant"])
+        for one in tenants:
+            value = figure(one)
+            if value is not None:
+                family.add_metric([one.part.name], value)
+        yield family
+
+
+def _kernel_events(events: dict[str, int]) -> Iterator[Any]:
+    if events:
+        family = CounterMetricFamily(
+            "zernel_scheduler_kernel_events",
+            "What sched_ext itself counts about the scheduler that is loaded (Linux 6.15 and later).",
+            labels=["event"],
+        )
+        for name, number in sorted(events.items()):
+            family.add_metric([name], number)
+        yield family

@@ -3,10 +3,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from zernel.config import dump, option, table
+from zernel.config import Conflict, dump, table, tables
+from zernel.scheduler.tables import (
+    MAX_TENANTS,
+    General,
+    MultiTenant,
+    Numa,
+    PriorityClass,
+    Safety,
+    Scheduler,
+    Telemetry,
+    Tenant,
+)
 
 DEFAULT_PATH = Path("/etc/zernel/scheduler.toml")
 HEADING = """Settings of zernel-scheduler, Zernel's CPU scheduler (sched_ext).
@@ -16,80 +28,47 @@ check it first with 'zernel-scheduler --check-config'."""
 
 
 @dataclass(frozen=True, slots=True)
-class Scheduler:
-    """How the BPF scheduler runs tasks."""
-
-    slice_us: int = option(
-        3000,
-        "How long a task runs before another that waits gets its turn, in microseconds. Longer means fewer "
-        "switches and warmer caches; shorter means that a task which wakes while all CPUs are busy waits "
-        "less. The kernel looks at it on its timer tick: below the tick (4000 at HZ=250) less changes "
-        "nothing.",
-        minimum=500,
-        maximum=100_000,
-    )
-    watchdog_timeout_ms: int = option(
-        10_000,
-        "The kernel ends the scheduler, and its own takes over, when a task that could run has waited so "
-        "long, in milliseconds. A change replaces the running scheduler: for a moment the kernel's own runs "
-        "the tasks.",
-        minimum=1000,
-        maximum=30_000,  # SCX_WATCHDOG_MAX_TIMEOUT of the kernel
-    )
-
-    priority_step_us: int = option(
-        300,
-        "What one step of priority is worth, in microseconds: so much earlier, or later, it puts a tenant in "
-        "the order of those that wait. Its share of CPU time stays the same.",
-        minimum=0,
-        maximum=5000,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Safety:
-    """What holds whatever else is configured."""
-
-    starvation_bound_ms: int = option(
-        100,
-        "Tasks that wait in a queue which was not served for so long, in milliseconds, come before all "
-        "others, whatever their weight and priority.",
-        minimum=20,
-        maximum=5000,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Numa:
-    """NUMA nodes."""
-
-    enabled: bool = option(
-        True,
-        "Keep tasks on the CPUs of their NUMA node while it has free ones, with a queue for each node. When "
-        "false, all CPUs are treated alike.",
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Telemetry:
-    """What others can see."""
-
-    metrics_port: int = option(
-        9093,
-        "TCP port of the metrics (Prometheus) on 127.0.0.1: /metrics, /-/healthy and /-/ready.",
-        minimum=1,
-        maximum=65535,
-    )
-
-
-@dataclass(frozen=True, slots=True)
 class Config:
     """The whole file."""
 
+    general: General = table(General)
     scheduler: Scheduler = table(Scheduler)
     numa: Numa = table(Numa)
+    multi_tenant: MultiTenant = table(MultiTenant)
+    priority_class: PriorityClass = table(PriorityClass, "What the priority classes of tenants are worth.")
+    tenant: dict[str, Tenant] = tables(
+        Tenant, f"The tenants, by any name but 'default'; at most {MAX_TENANTS}.", limit=MAX_TENANTS
+    )
     safety: Safety = table(Safety)
     telemetry: Telemetry = table(Telemetry)
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield what contradicts itself, though each value is acceptable."""
+        bound, watchdog = self.safety.starvation_bound_ms, self.scheduler.watchdog_timeout_ms
+        if bound >= watchdog:
+            yield Conflict(
+                ("safety", "starvation_bound_ms"),
+                f"'safety.starvation_bound_ms' is {bound}: the kernel ends the scheduler after {watchdog}",
+                "Write less than scheduler.watchdog_timeout_ms",
+            )
+        yield from self._tenant_conflicts()
+
+    def _tenant_conflicts(self) -> Iterator[Conflict]:
+        seen: dict[str, str] = {}
+        for name, tenant in self.tenant.items():
+            if name == "default":
+                yield Conflict(
+                    ("tenant", name),
+                    "'default' is the tenant of all tasks that belong to no other",
+                    "Choose another name",
+                )
+            if tenant.cgroup in seen:
+                yield Conflict(
+                    ("tenant", name, "cgroup"),
+                    f"The tenants '{seen[tenant.cgroup]}' and '{name}' have one cgroup, {tenant.cgroup}",
+                    "Give each its own",
+                )
+            seen.setdefault(tenant.cgroup, name)
 
 
 def default_file() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -183,3 +184,38 @@ def _quietly(ask: Callable[..., Any], *arguments: Any) -> Any:
     except Exception as error:
         log.debug("NVML: %s", error)
         return None
+
+
+class Watch:
+    """Asks NVML again and again in a thread of its own: a driver that hangs must hold up nobody else."""
+
+    def __init__(self, nvml: Nvml, interval_s: float) -> None:
+        self.interval_s = interval_s
+        self._nvml = nvml
+        self._stop = threading.Event()
+        self._reading = Reading(unavailable="NVML has not answered yet")
+        self._thread = threading.Thread(target=self._run, name="nvml", daemon=True)
+
+    def start(self) -> None:
+        """Begin to ask."""
+        self._thread.start()
+
+    def reading(self) -> Reading:
+        """Return the last answer."""
+        return self._reading
+
+    def close(self) -> None:
+        """Stop asking; a question that NVML never answers is left to the end of the process."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(1.0)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            reading = self._nvml.read()
+            if reading.unavailable != self._reading.unavailable:
+                log.info("GPUs: %s", reading.unavailable or f"NVML tells of {len(reading.gpus)}")
+            self._reading = reading
+            # A driver that is not there comes with a new package at the earliest.
+            self._stop.wait(self.interval_s if reading.unavailable is None else max(self.interval_s, 10.0))
+        self._nvml.close()

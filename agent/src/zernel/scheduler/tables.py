@@ -26,12 +26,6 @@ MAX_TENANTS = 31
 class General:
     """How often the daemon looks."""
 
-    phase_eval_interval_ms: int = option(
-        100,
-        "How often processes are classified, in milliseconds. Less follows them more closely and costs more.",
-        minimum=10,
-        maximum=10_000,
-    )
     gpu_poll_interval_ms: int = option(
         500,
         "How often NVML is asked who uses which GPU and how much, and how often the tenants' weights follow "
@@ -39,12 +33,35 @@ class General:
         minimum=50,
         maximum=60_000,
     )
-    max_tracked_tasks: int = option(
-        65536,
-        "Processes that are told apart at most; one more runs as 'unknown'. A change replaces the running "
-        "scheduler.",
-        minimum=1024,
-        maximum=1_048_576,
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduler:
+    """How the BPF scheduler runs tasks."""
+
+    slice_us: int = option(
+        3000,
+        "How long a task runs before another that waits gets its turn, in microseconds. Longer means fewer "
+        "switches and warmer caches; shorter means that a task which wakes while all CPUs are busy waits "
+        "less. The kernel looks at it on its timer tick: below the tick (4000 at HZ=250) less changes "
+        "nothing.",
+        minimum=500,
+        maximum=100_000,
+    )
+    watchdog_timeout_ms: int = option(
+        10_000,
+        "The kernel ends the scheduler, and its own takes over, when a task that could run has waited so "
+        "long, in milliseconds. A change replaces the running scheduler: for a moment the kernel's own runs "
+        "the tasks.",
+        minimum=1000,
+        maximum=30_000,  # SCX_WATCHDOG_MAX_TIMEOUT of the kernel
+    )
+    priority_step_us: int = option(
+        300,
+        "What one step of priority is worth, in microseconds: so much earlier, or later, it puts a tenant in "
+        "the order of those that wait. Its share of CPU time stays the same.",
+        minimum=0,
+        maximum=5000,
     )
 
 
@@ -227,6 +244,12 @@ class Numa:
         "Keep tasks on the CPUs of their NUMA node while it has free ones, with queues for each node. When "
         "false, all CPUs are treated alike.",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Affinity(Numa):
+    """Which of the nodes a process prefers."""
+
     gpu_affinity: bool = option(
         True,
         "Prefer the CPUs next to the GPUs that a process, or others in its cgroup, hold.",
@@ -248,13 +271,6 @@ class Safety:
         minimum=20,
         maximum=5000,
     )
-    hint_lifetime_ms: int = option(
-        5000,
-        "What the daemon found out about a process counts for so long, in milliseconds; then it runs as "
-        "'unknown', until the daemon says something again.",
-        minimum=200,
-        maximum=60_000,
-    )
     max_ejections: int = option(
         3,
         "After so many ejections by the kernel within ejection_window_s the host stays on the kernel's own "
@@ -271,4 +287,23 @@ class Safety:
         "one within the window doubles it.",
         minimum=1,
         maximum=600,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """What others can see."""
+
+    metrics_port: int = option(
+        9093,
+        "TCP port of the metrics (Prometheus) on 127.0.0.1: /metrics, /-/healthy and /-/ready; and of what "
+        "'zernel scheduler status' shows: /status.",
+        minimum=1,
+        maximum=65535,
+    )
+    push_interval_ms: int = option(
+        1000,
+        "How often shares, waits and the other figures of a while are worked out anew, in milliseconds.",
+        minimum=100,
+        maximum=60_000,
     )

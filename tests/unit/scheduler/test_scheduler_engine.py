@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The work beside the scheduler: tenants follow GPUs and cgroups, figures follow what tenants got."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.core import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+
+from zernel.config import parse
+from zernel.scheduler import gpu
+from zernel.scheduler.collector import Collector
+from zernel.scheduler.config import Config
+from zernel.scheduler.engine import Engine
+from zernel.scheduler.maps import Tenant, Use
+from zernel.scheduler.report import status_page
+from zernel.scheduler.status import Status
+
+from .fakes import FakeMaps, process
+
+TENANTS = """
+[multi_tenant]
+enabled = true
+[tenant.a]
+cgroup = "/a"
+[tenant.b]
+cgroup = "/b"
+class = "background"
+"""
+
+
+class FakeNvml:
+    """Answers with what the test put there."""
+
+    def __init__(self) -> None:
+        self.answer = gpu.Reading()
+        self.asked = threading.Semaphore(0)
+        self.closed = False
+
+    def read(self) -> gpu.Reading:
+        answer = self.answer
+        self.asked.release()
+        return answer
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Host:
+    """An engine over a directory, with fake maps and a fake NVML."""
+
+    def __init__(self, root: Path, text: str) -> None:
+        self.root, self.now, self.maps, self.nvml = root, 1000.0, FakeMaps(), FakeNvml()
+        config = parse(Config, text)
+        fast = dataclasses.replace(config.general, gpu_poll_interval_ms=50)
+        self.engine = Engine(dataclasses.replace(config, general=fast), self.nvml, root)  # type: ignore[arg-type]
+        self.engine.loaded(self.maps)
+
+    def tick(self, seconds: float = 1.0) -> None:
+        self.now += seconds
+        self.engine.tick(self.now)
+
+    def gpus(self, holders: dict[int, set[int]]) -> None:
+        held = {pid: frozenset(on) for pid, on in holders.items()}
+        self.nvml.answer = gpu.Reading((gpu.Gpu(0, "GPU-0", "0000:3b:00.0", 1),), held)
+        for _ in range(2):  # the answer that was on its way, and this one
+            while self.nvml.asked.acquire(blocking=False):
+                pass
+            assert self.nvml.asked.acquire(timeout=10)
+        threading.Event().wait(0.01)
+
+    def metrics(self) -> str:
+        status = Status()
+        status.loaded(_Running())
+        registry = CollectorRegistry()
+        registry.register(Collector(status, self.engine.figures, self.root))
+        return generate_latest(registry).decode()
+
+
+class _Running:
+    load_seconds = attach_seconds = 0.1
+
+    def enabled(self) -> bool:
+        return True
+
+    def counters(self) -> dict[str, int]:
+        names = ("idle_hits", "queued_node", "queued_cpu", "queued_local", "tasks", "rescues", "stolen")
+        return dict.fromkeys(names, 2)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    made = Host(tmp_path, TENANTS)
+    yield made
+    made.engine.close()
+    assert made.nvml.closed
+
+
+def cgroup(root: Path, path: str) -> int:
+    directory = Path(f"{root}/sys/fs/cgroup{path}")
+    directory.mkdir(parents=True)
+    return directory.stat().st_ino
+
+
+def test_the_scheduler_is_told_tenants_once_and_again_when_they_change(host: Host) -> None:
+    a = cgroup(host.root, "/a")
+    host.tick()
+    assert host.maps.tenants == {0: Tenant(100, 0), 1: Tenant(100, 0), 2: Tenant(33, -5)}
+    assert host.maps.cgroups == {a: 1}
+    for _ in range(5):
+        host.tick()
+    assert host.maps.tenant_writes == 1
+    b = cgroup(host.root, "/b")
+    process(host.root, 7, cgroup="/a/job")
+    host.gpus({7: {0, 1}})
+    host.tick()
+    assert host.maps.tenants[1] == Tenant(200, 0)
+    assert host.maps.cgroups == {a: 1, b: 2}
+    assert host.maps.tenant_writes == 2
+
+
+def test_a_scheduler_that_was_loaded_anew_is_told_again(host: Host) -> None:
+    host.tick()
+    host.engine.unloading()
+    host.tick()
+    assert host.engine.figures().tenants == ()
+    host.engine.loaded(host.maps)
+    host.tick()
+    assert host.maps.tenant_writes == 2
+
+
+def test_new_settings_count_from_the_next_tick(host: Host) -> None:
+    host.tick()
+    host.engine.configure(parse(Config, TENANTS.replace("true", "false")))
+    host.tick(0.001)
+    assert host.maps.tenants == {0: Tenant(100, 0)}
+    assert host.maps.cgroups == {}
+
+
+def test_figures_are_worked_out_anew_after_the_interval(host: Host) -> None:
+    host.tick()
+    assert host.maps.epochs == 1
+    host.tick(0.5)
+    assert host.maps.epochs == 1
+    host.maps.use = {0: Use(1.0, 0.5, 0.02), 1: Use(3.0, 0.0, 0.25)}
+    host.tick(0.6)
+    assert host.maps.epochs == 2
+    default, a, b = host.engine.figures().tenants
+    assert (default.share.wanted, default.share.received) == (0.5, 0.25)
+    assert (a.share.wanted, a.share.received) == (0.5, 0.75)
+    assert (b.share.wanted, b.use) == (None, None)
+    text = host.metrics()
+    assert 'zernel_scheduler_tenant_share_wanted_ratio{tenant="a"} 0.5' in text
+    assert 'zernel_scheduler_tenant_share_received_ratio{tenant="a"} 0.75' in text
+    assert 'zernel_scheduler_longest_wait_seconds{tenant="a"} 0.25' in text
+    assert 'share_wanted_ratio{tenant="b"}' not in text
+    assert 'longest_wait_seconds{tenant="b"}' not in text
+
+
+def test_nothing_is_due_until_the_pause_is_over(host: Host) -> None:
+    host.tick()
+    pause = host.engine.pause(host.now)
+    assert 0 < pause <= 0.05
+    host.tick(pause)
+    assert host.engine.pause(host.now) > 0
+    host.engine.unloading()
+    assert host.engine.pause(host.now) > 0
+
+
+def test_what_the_kernel_counts_is_shown_where_it_does(host: Host) -> None:
+    host.tick()
+    assert "kernel_events" not in host.metrics()
+    directory = host.root / "sys/kernel/sched_ext/root"
+    directory.mkdir(parents=True)
+    (directory / "events").write_text("SCX_EV_SELECT_CPU_FALLBACK 3\njunk\nSCX_EV_X y\n")
+    text = host.metrics()
+    assert 'zernel_scheduler_kernel_events_total{event="SCX_EV_SELECT_CPU_FALLBACK"} 3.0' in text
+    assert text.count("kernel_events_total{") == 1
+
+
+def test_counters_that_the_object_lacks_are_left_out(host: Host) -> None:
+    text = host.metrics()
+    assert "zernel_scheduler_starvation_rescues_total 2.0" in text
+    assert "zernel_scheduler_dispatches_total" not in text
+
+
+def test_the_status_page_shows_gpus_and_tenants(host: Host) -> None:
+    process(host.root, 7, cgroup="/a")
+    host.gpus({7: {0}})
+    host.tick()
+    status = Status()
+    status.loaded(_Running())
+    code, page = status_page(status.snapshot(), host.engine.figures())
+    assert (code, page["enabled"], page["off"]) == (200, True, None)
+    assert page["gpus"]["list"] == [{"index": 0, "uuid": "GPU-0", "pci": "0000:3b:00.0", "node": 1}]
+    assert [(one["name"], one["gpus"], one["class"]) for one in page["tenants"]] == [
+        ("default", 0, "normal"),
+        ("a", 1, "normal"),
+        ("b", 0, "background"),
+    ]
+    assert "there is no cgroup" in page["tenants"][1]["absent"]
