@@ -25,6 +25,15 @@ _COUNTERS = {
     "idle_remote": ("zernel_scheduler_idle_remote", "Tasks that took an idle CPU of another NUMA node."),
     "dispatched": ("zernel_scheduler_dispatches", "Tasks that a CPU took from a queue."),
     "stolen": ("zernel_scheduler_steals", "Tasks that a CPU took from another NUMA node's queue."),
+    "rescues": (
+        "zernel_scheduler_starvation_rescues",
+        "Tasks served first since their queue was not for longer than the starvation bound.",
+    ),
+    "preempted": ("zernel_scheduler_preemptions", "CPUs taken from a running thread for one that woke."),
+    "preempt_denied": (
+        "zernel_scheduler_preemptions_denied",
+        "CPUs not taken, because that happened too often before.",
+    ),
     "kept": ("zernel_scheduler_slices_renewed", "Tasks that went on because none was due before them."),
 }
 

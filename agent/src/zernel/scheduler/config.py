@@ -39,10 +39,55 @@ class Scheduler:
 
     priority_step_us: int = option(
         300,
-        "What one step of priority is worth, in microseconds: so much earlier, or later, it puts a tenant in "
-        "the order of those that wait. Its share of CPU time stays the same.",
+        "What one step of priority is worth, in microseconds: so much earlier, or later, it puts a thread or "
+        "a tenant in the order of those that wait. Its share of CPU time stays the same.",
         minimum=0,
         maximum=5000,
+    )
+    latency_budget_percent: int = option(
+        30,
+        "The part of each CPU's time, in percent, that threads which must run soon may take from others that "
+        "wait. More protects others less from many such threads.",
+        minimum=0,
+        maximum=90,
+    )
+    preemptions_per_ms: float = option(
+        1.0,
+        "How often in a millisecond a CPU may be taken from the thread that it runs, for one that wakes and "
+        "must run soon. More costs throughput; with 0 nobody is interrupted, low_latency phases excepted.",
+        minimum=0,
+        maximum=10,
+    )
+    short_burst_us: int = option(
+        2000,
+        "A thread that runs no longer than this before it sleeps again, in microseconds, is an interactive "
+        "one, or launches GPU work if it works with a GPU; longer, and it is treated like all others.",
+        minimum=50,
+        maximum=10_000,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseDetection:
+    """How threads and processes show what they do."""
+
+    io_wait_threshold: float = option(
+        0.3,
+        "A thread that waits for storage for more than this part of its time loads data.",
+        minimum=0,
+        maximum=1,
+    )
+    optimizer_burst_max_ns: int = option(
+        5_000_000,
+        "A thread that works with the GPU, and runs up to so many nanoseconds before it sleeps again, steps "
+        "the optimizer.",
+        minimum=100_000,
+        maximum=1_000_000_000,
+    )
+    nccl_detection_enabled: bool = option(
+        False,
+        "Tell threads in NCCL collectives apart: by their NCCL calls and futex waits, which zerneld's probes "
+        "see.",
     )
 
 
@@ -87,6 +132,7 @@ class Config:
     """The whole file."""
 
     scheduler: Scheduler = table(Scheduler)
+    phase_detection: PhaseDetection = table(PhaseDetection)
     numa: Numa = table(Numa)
     safety: Safety = table(Safety)
     telemetry: Telemetry = table(Telemetry)
