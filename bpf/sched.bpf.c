@@ -10,8 +10,8 @@
  * User space (zernel.scheduler.loader) sets the constants, the settings and `cpus` and `nodes` before it
  * attaches `zernel_ops`, and reads what sched_intf.h describes.
  */
+#include "sched_dispatch.h"
 #include "sched_idle.h"
-#include "sched_queue.h"
 
 char LICENSE[] SEC("license") = "GPL";
 
@@ -34,13 +34,53 @@ s32 BPF_PROG(zernel_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_fl
 	if (previous->node != chosen->node)
 		count(idle_remote);
 	find_tenant(p, t);
+	note_wake(t);
 	queue = queue_of(home(chosen), t->tenant);
 	if (queue)
 		t->vtime = settled(p, t->vtime, &queue->clock);
-	t->ready_at = bpf_ktime_get_ns();
 	/* The local queue is that of the CPU returned here; enqueue() is then not called. */
 	dsq_insert(p, scx_dsq_local, settings.slice_ns, scx_enq_immed);
 	return cpu;
+}
+
+/* A task bound to this CPU came: it runs as soon as the CPU is idle, or now, if that is its policy. */
+static __always_inline void call_cpu(struct task *t, s32 cpu, struct cpu *here)
+{
+	const struct policy *policy = policy_of(t);
+	struct wish wish = {
+		.now = bpf_ktime_get_ns(),
+		.priority = policy->priority,
+		.any_rate = policy->preemption == PREEMPT_LOW_LATENCY,
+	};
+
+	if (!t->woke_at || policy->preemption < PREEMPT_AGGRESSIVE || !may_preempt(here, &wish)) {
+		scx_bpf_kick_cpu(cpu, scx_kick_idle);
+		return;
+	}
+	here->preempted_at = wish.now;
+	here->bound_first = true;
+	count(preempted);
+	scx_bpf_kick_cpu(cpu, scx_kick_preempt);
+}
+
+/*
+ * A task waits in a queue of the node. A CPU may have gone idle since select_cpu() looked, or that was not
+ * asked (a task at the end of its slice, behind others): without a kick it would sleep next to a waiting
+ * task.
+ */
+static __always_inline void call_node(struct task_struct *p, struct task *t, s32 cpu, struct cpu *here,
+				      u32 slot)
+{
+	s32 idle = pick_idle(p, cpu);
+
+	if (idle >= 0)
+		scx_bpf_kick_cpu(idle, scx_kick_idle);
+	else if (!t->woke_at)
+		return;
+	else if (policy_of(t)->preemption >= PREEMPT_AGGRESSIVE)
+		preempt_for(p, t, cpu, home(here), slot == t->tenant && is_over_share(slot));
+	else if (here->priority == PRIORITY_YIELDS)
+		scx_bpf_kick_cpu(cpu, scx_kick_preempt);
 }
 
 SEC("struct_ops/zernel_enqueue")
@@ -49,6 +89,7 @@ void BPF_PROG(zernel_enqueue, struct task_struct *p, u64 enq_flags)
 	s32 cpu = scx_bpf_task_cpu(p);
 	struct cpu *here = cpu_of(cpu);
 	struct task *t = task_of(p);
+	u32 slot;
 
 	/* Cannot happen: `cpus` has every CPU, init_task() made `t`. The task would be lost, so place it. */
 	if (!here || !t) {
@@ -57,6 +98,7 @@ void BPF_PROG(zernel_enqueue, struct task_struct *p, u64 enq_flags)
 	}
 	leave_queue(t);
 	find_tenant(p, t);
+	note_wake(t);
 	if (!t->ready_at)
 		t->ready_at = bpf_ktime_get_ns();
 	if (is_bound(p)) {
@@ -70,131 +112,12 @@ void BPF_PROG(zernel_enqueue, struct task_struct *p, u64 enq_flags)
 			return;
 		}
 		enqueue_bound(p, t, cpu, here, enq_flags);
-		scx_bpf_kick_cpu(cpu, scx_kick_idle);
+		call_cpu(t, cpu, here);
 		return;
 	}
-	enqueue_tenant(p, t, home(here), enq_flags);
-	/*
-	 * A CPU may have gone idle since select_cpu() looked, or that was not asked (a task at the end of
-	 * its slice, behind others): without a kick it would sleep next to a waiting task.
-	 */
-	cpu = pick_idle(p, cpu);
-	if (cpu >= 0)
-		scx_bpf_kick_cpu(cpu, scx_kick_idle);
-}
-
-/* The task that runs here, which wants to go on; it is in no queue. */
-struct candidate {
-	bool there;
-	bool bound;
-	u32 tenant;
-	u64 vtime;
-};
-
-/* Is the first task of the queue due before the running one? */
-static __always_inline bool head_is_before(u64 queue, u64 vtime)
-{
-	struct head head = head_of(queue);
-
-	return head.there && before(head.vtime, vtime);
-}
-
-/*
- * Serve the CPU's own queue, or its node's. Returns true if a task was found; `*keep` if it is the running
- * one.
- */
-static __always_inline bool serve_bound(s32 cpu, struct cpu *here, const struct candidate *prev, bool *keep)
-{
-	if (prev->there && prev->bound && !head_is_before(CPU_QUEUE(cpu), prev->vtime)) {
-		*keep = true;
-		return true;
-	}
-	return take_bound(cpu, here);
-}
-
-static __always_inline bool serve_node(const struct view *view, const struct candidate *prev, bool *keep)
-{
-	if (!view->any)
-		return false;
-	if (prev->there && !prev->bound && prev->tenant == view->tenant &&
-	    !head_is_before(NODE_QUEUE(view->node, view->tenant), prev->vtime)) {
-		*keep = true;
-		return true;
-	}
-	/* What the first tenant has may not run here. */
-	return take(view->node, view->tenant) || take_any(view->node);
-}
-
-/*
- * Is the CPU's own queue to be served before its node's? The tenant that got less decides, and within one
- * tenant they take turns.
- */
-static __always_inline bool bound_is_first(s32 cpu, struct cpu *here, const struct candidate *prev,
-					   const struct view *view)
-{
-	u32 tenant = prev->tenant;
-	struct head head;
-	u64 order;
-
-	if (!here->bound.waiting && !(prev->there && prev->bound))
-		return false;
-	if (!view->any || before(here->bound.served_at + settings.starvation_ns, view->now))
-		return true;
-	head = head_of(CPU_QUEUE(cpu));
-	if (head.there)
-		tenant = head.tenant;
-	else if (!prev->there || !prev->bound)
-		return false;
-	tenant_at(tenant)->seen_at = view->now;
-	if (tenant == view->tenant) {
-		here->bound_first = !here->bound_first;
-		return here->bound_first;
-	}
-	order = tenant_order(tenant);
-	return before(order, view->order);
-}
-
-/* Serve a queue of the node that was not served for too long. */
-static __always_inline bool rescue(const struct view *view)
-{
-	if (!view->starving || !take(view->node, view->starved))
-		return false;
-	count(rescues);
-	return true;
-}
-
-/*
- * Take a task from another node. An idle CPU takes any: waiting is worse than a remote memory access. A
- * busy one leaves a single waiting task to its own node, so that two nodes do not trade one task for ever.
- */
-static long steal_from(u32 i, struct steal *steal)
-{
-	u32 other = steal->own + i + 1 < nr_nodes ? steal->own + i + 1 : steal->own + i + 1 - nr_nodes;
-	struct node *node = node_of(other);
-	struct view view = {.node = other, .now = steal->now};
-
-	if (!node || !node->waiting)
-		return 0;
-	view.waiting = node->waiting;
-	bpf_loop(NR_SLOTS, view_slot, &view, 0);
-	if (!view.any)
-		return 0;
-	if (steal->busy && scx_bpf_dsq_nr_queued(NODE_QUEUE(other, view.tenant)) < 2)
-		return 0;
-	if (!take(other, view.tenant) && !take_any(other))
-		return 0;
-	count(stolen);
-	steal->found = true;
-	return 1;
-}
-
-static __always_inline bool steal(u32 own, bool busy, u64 now)
-{
-	struct steal steal = {.own = own, .busy = busy, .now = now};
-
-	if (nr_nodes > 1)
-		bpf_loop(nr_nodes - 1, steal_from, &steal, 0);
-	return steal.found;
+	slot = slot_for(t);
+	enqueue_node(p, t, home(here), slot, enq_flags);
+	call_node(p, t, cpu, here, slot);
 }
 
 SEC("struct_ops/zernel_dispatch")
@@ -209,25 +132,24 @@ void BPF_PROG(zernel_dispatch, s32 cpu, struct task_struct *prev)
 
 	if (!node)
 		return;
-	view.now = bpf_ktime_get_ns();
-	view.node = home(here);
-	view.waiting = node->waiting;
+	look(home(here), &view);
 	if (prev && prev->scx.flags & SCX_TASK_QUEUED) {
 		t = task_of(prev);
 		if (t) {
-			charge_run(prev, t);
+			charge_run(prev, t, here);
+			note_slice(prev, t, view.now);
 			running.there = true;
 			running.bound = is_bound(prev);
+			running.yields = policy_of(t)->preemption == PREEMPT_YIELD;
 			running.tenant = t->tenant;
-			running.vtime = t->vtime;
+			running.order = task_order(t);
 		}
 	}
 	if (view.waiting || here->bound.waiting) {
 		advance_tenant_clock(view.now);
-		bpf_loop(NR_SLOTS, view_slot, &view, 0);
 		/* The tenant of the running task is one of those that want the CPU, though it may not wait.
 		 */
-		if (running.there && !running.bound) {
+		if (running.there && !running.bound && !running.yields) {
 			u64 order = tenant_order(running.tenant);
 
 			if (!view.any || before(order, view.order)) {
@@ -236,16 +158,20 @@ void BPF_PROG(zernel_dispatch, s32 cpu, struct task_struct *prev)
 				view.order = order;
 			}
 		}
-		if (rescue(&view))
+		if (rescue(&view, cpu, here))
+			return;
+		if (may_serve_urgent(here, view.now) && serve_urgent(&view))
 			return;
 		if (bound_is_first(cpu, here, &running, &view))
-			found = serve_bound(cpu, here, &running, &keep) || serve_node(&view, &running, &keep);
+			found = serve_bound(cpu, &running, &keep) || serve_node(&view, &running, &keep);
 		else
-			found = serve_node(&view, &running, &keep) || serve_bound(cpu, here, &running, &keep);
+			found = serve_node(&view, &running, &keep) || serve_bound(cpu, &running, &keep);
+		if (!found)
+			found = serve_last(&view, &running, &keep);
 		if (found && !keep)
 			return;
 	}
-	if (!keep && steal(view.node, running.there, view.now))
+	if (!keep && steal(view.node, running.there))
 		return;
 	/* The kernel lets `prev` go on, with its own default slice (20 ms) unless it has one. */
 	if (running.there && prev) {
@@ -261,13 +187,18 @@ void BPF_PROG(zernel_running, struct task_struct *p)
 {
 	struct cpu *here = cpu_of(scx_bpf_task_cpu(p));
 	struct task *t = task_of(p);
+	u64 now = bpf_ktime_get_ns();
 	struct queue *queue;
 
 	if (!here || !t)
 		return;
+	t->urgent = t->waits_in == WAITS_IN_NODE && t->queue_index % NR_SLOTS == LATENCY_SLOT;
 	leave_queue(t);
-	note_wait(t);
+	note_wait(t, now);
+	note_delay(t, now);
 	t->exec_at_start = p->se.sum_exec_runtime;
+	here->tenant = t->tenant;
+	here->priority = running_priority(t);
 	if (is_bound(p)) {
 		clock_advance(&here->bound.clock, t->vtime);
 		return;
@@ -280,13 +211,17 @@ void BPF_PROG(zernel_running, struct task_struct *p)
 SEC("struct_ops/zernel_stopping")
 void BPF_PROG(zernel_stopping, struct task_struct *p, bool runnable)
 {
+	struct cpu *here = cpu_of(scx_bpf_task_cpu(p));
 	struct task *t = task_of(p);
 
-	if (!t)
+	if (!t || !here)
 		return;
-	charge_run(p, t);
+	charge_run(p, t, here);
+	here->priority = PRIORITY_IDLE;
 	if (runnable)
 		t->ready_at = bpf_ktime_get_ns();
+	else
+		note_sleep(p, t);
 }
 
 /* A task that joins, by being made or by changing its class. What is charged to it begins now. */
@@ -300,7 +235,9 @@ void BPF_PROG(zernel_enable, struct task_struct *p)
 	count(tasks);
 	if (!t || !here)
 		return;
-	t->ready_at = 0;
+	t->ready_at = t->woke_at = t->slept_at = t->burst_ns = 0;
+	/* Nothing is known of it yet. */
+	t->run_avg_ns = 2 * settings.short_burst_ns;
 	t->exec_at_start = p->se.sum_exec_runtime;
 	queue = queue_of(home(here), t->tenant);
 	if (queue)
@@ -392,7 +329,7 @@ s32 BPF_PROG(zernel_init)
 	const struct cpumask *online;
 	s32 error = 0;
 
-	if (!scx_dsq_local || !scx_enq_wakeup || !scx_kick_idle || !scx_pick_idle_core)
+	if (!scx_dsq_local || !scx_enq_wakeup || !scx_kick_idle || !scx_kick_preempt || !scx_pick_idle_core)
 		return -ERROR_INVALID;
 	if (nr_cpus < scx_bpf_nr_cpu_ids() || !nr_nodes || nr_nodes > MAX_NODES || !settings.slice_ns)
 		return -ERROR_INVALID;
@@ -414,6 +351,32 @@ void BPF_PROG(zernel_exit, struct scx_exit_info *info)
 	exit_record.code = info->exit_code;
 	/* Published with a full barrier: user space reads the rest once this is not 0. */
 	__sync_lock_test_and_set(&exit_record.kind, info->kind);
+}
+
+/* What the tracepoint sys_enter_futex gives: struct trace_event_raw_sys_enter. */
+struct futex_enter {
+	u64 common;
+	s64 number;
+	u64 args[6];
+};
+
+#define FUTEX_OPERATION	  0x7f /* include/uapi/linux/futex.h: without the flags */
+#define FUTEX_WAIT	  0
+#define FUTEX_WAIT_BITSET 9
+
+/* Attached only if collectives are to be told apart, for it costs each futex call. */
+SEC("tracepoint/syscalls/sys_enter_futex")
+int on_futex(struct futex_enter *call)
+{
+	u64 operation = call->args[1] & FUTEX_OPERATION;
+	struct task *t;
+
+	if (operation != FUTEX_WAIT && operation != FUTEX_WAIT_BITSET)
+		return 0;
+	t = bpf_task_storage_get(&tasks, bpf_get_current_task_btf(), 0, 0);
+	if (t)
+		t->futexes++;
+	return 0;
 }
 
 SEC(".struct_ops.link")

@@ -15,8 +15,10 @@
 #define MAX_NODES	 1024 /* CONFIG_NODES_SHIFT is 10 at most */
 #define MAX_CGROUP_DEPTH 64
 
-/* Each node has a queue for each tenant; `slot` is the tenant's number. */
-#define NR_SLOTS MAX_TENANTS
+/* Each node has a queue for each tenant, whose slot is its number, and two more. */
+#define LATENCY_SLOT MAX_TENANTS       /* for those that must run soon; ordered by when */
+#define LOW_SLOT     (MAX_TENANTS + 1) /* for those that yield to all others */
+#define NR_SLOTS     (MAX_TENANTS + 2)
 
 /* Queue ids: those of nodes, then one per CPU. User queue ids must be below 2^63. */
 #define NODE_QUEUE(node, slot) ((u64)(node) << 8 | (slot))
@@ -44,6 +46,7 @@ const volatile bool smt;
 const volatile u64 scx_dsq_local;
 const volatile u64 scx_enq_wakeup;
 const volatile u64 scx_kick_idle;
+const volatile u64 scx_kick_preempt;
 const volatile u64 scx_pick_idle_core;
 
 /*
@@ -89,6 +92,11 @@ struct cpu {
 	u32 node;	    /* index; set by user space */
 	bool bound_first;   /* whose turn it is when the CPU's own queue and the node's are of one tenant */
 	struct queue bound; /* the CPU's own queue */
+	u64 preempted_at;   /* when it was last taken from a task */
+	u64 urgent_ns;	    /* CPU time that the latency queue got beyond its part, as of urgent_at */
+	u64 urgent_at;
+	s32 priority; /* of the task that runs, and its tenant */
+	u32 tenant;
 	owned_cpumask __kptr *scratch;
 } __attribute__((aligned(64))); /* no two CPUs write to one cache line */
 
@@ -125,6 +133,13 @@ struct {
 	__type(key, u32);
 	__type(value, struct tenant_use);
 } tenant_use SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct delays);
+} delays SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);

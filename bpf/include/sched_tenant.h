@@ -172,6 +172,17 @@ static __always_inline u64 tenant_order(u32 index)
 	return tenant_time(index) - priority * step;
 }
 
+/*
+ * Had the tenant clearly more than its share of late? With some slack, since all but one of those that share
+ * are ahead of the clock at any time.
+ */
+static __always_inline bool is_over_share(u32 index)
+{
+	u64 slack = MAX_LAG_NS * nr_online * WEIGHT_NEUTRAL / weight_of(index);
+
+	return before(tenant_clock.vtime + slack, tenant_time(index));
+}
+
 static __always_inline struct tenant_use *use_of(u32 index)
 {
 	struct tenant_use *use = bpf_map_lookup_elem(&tenant_use, &index);
@@ -183,8 +194,8 @@ static __always_inline struct tenant_use *use_of(u32 index)
 	return use;
 }
 
-/* Charge the task and its tenant what the task ran since it was last charged. */
-static __always_inline void charge_run(struct task_struct *p, struct task *t)
+/* Charge the task, its tenant and the latency queue what the task ran since it was last charged. */
+static __always_inline void charge_run(struct task_struct *p, struct task *t, struct cpu *here)
 {
 	u64 received = p->se.sum_exec_runtime;
 	u64 ran = received - t->exec_at_start;
@@ -193,6 +204,9 @@ static __always_inline void charge_run(struct task_struct *p, struct task *t)
 
 	t->exec_at_start = received;
 	t->vtime += charge(p, ran);
+	t->burst_ns += ran;
+	if (t->urgent)
+		here->urgent_ns += ran;
 	tenant->seen_at = bpf_ktime_get_ns();
 	__sync_fetch_and_add(&tenant->vtime, ran * WEIGHT_NEUTRAL / weight_of(t->tenant));
 	if (use)
@@ -200,10 +214,10 @@ static __always_inline void charge_run(struct task_struct *p, struct task *t)
 }
 
 /* Note how long the task waited for the CPU that it has now. */
-static __always_inline void note_wait(struct task *t)
+static __always_inline void note_wait(struct task *t, u64 now)
 {
 	struct tenant_use *use = use_of(t->tenant);
-	s64 waited = bpf_ktime_get_ns() - t->ready_at;
+	s64 waited = now - t->ready_at;
 	u64 *longest;
 
 	if (use && t->ready_at && waited > 0) {

@@ -61,6 +61,7 @@ struct task_struct {
 	int nr_cpus_allowed;
 	const struct cpumask *cpus_ptr;
 	unsigned short migration_disabled;
+	unsigned in_iowait : 1;
 	struct sched_entity se;
 	struct sched_ext_entity scx;
 } __relocated;

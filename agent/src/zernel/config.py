@@ -203,8 +203,9 @@ def dump(config: Any, heading: str) -> str:
 def _dump_part(path: Keys, metadata: Mapping[str, Any], value: Any, explained: set[Any]) -> list[str]:
     """Return a table, or tables of any name; the keys of a kind of table are explained once."""
     if "tables" not in metadata:
-        about = _comment(metadata["help"])
-        return ["", *about, f"[{'.'.join(path)}]", *_dump_table(path, value, explained)]
+        has_keys = any(map(_is_option, dataclasses.fields(value)))
+        header = [f"[{'.'.join(path)}]"] if has_keys else []
+        return ["", *_comment(metadata["help"]), *header, *_dump_table(path, value, explained)]
     lines = ["", *_comment(metadata["help"])]
     if not value:
         example = _example(metadata["tables"])

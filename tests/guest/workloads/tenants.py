@@ -2,7 +2,7 @@
 """How tenants share the CPUs: ``python3 tenants.py SECONDS WEIGHT:HOGS[:bound]...``, one tenant for each.
 
 Loads the scheduler itself (as root, with no other loaded). A tenant's hogs run in a cgroup below the one
-that it is known by; ``bound`` ones are each bound to a CPU, in turn. Tenant 0, the default one, has no hogs.
+that it is known by; ``bound`` ones are each bound to a CPU, in turn. Tenant 0, the default one, has none.
 Prints as JSON, for each tenant: its share of the CPU time that all got, measured by the kernel in the
 cgroups, and what the scheduler itself says; then what part of all CPUs' time was used, and the counters.
 """

@@ -46,6 +46,10 @@ DAEMON = {
     "ejections": 0,
     "settings_in_use": True,
     "gpus": {"unavailable": None, "list": [{"index": 0, "uuid": "GPU-0", "pci": None, "node": None}]},
+    "roles": [
+        {"role": "launcher", "wakeups": 7, "delay_p50_seconds": 0.000128, "delay_p99_seconds": 0.002048},
+        {"role": "other", "wakeups": 0, "delay_p50_seconds": None, "delay_p99_seconds": None},
+    ],
     "tenants": [
         {
             "name": "research",
@@ -201,6 +205,7 @@ def test_status_shows_the_kernel_the_service_and_the_daemon(
     assert "1 known to NVML" in out
     row = next(line for line in out.splitlines() if line.startswith("research"))
     assert row.split() == ["research", "training", "1.5", "458", "75%", "-", "12.3", "ms", "/ml.slice"]
+    assert "launcher  7         < 0.128 ms    < 2.05 ms" in out
     data = json.loads(run(capsys, "status", "--format=json")[1])
     assert data["runs_tasks"] == "zernel"
     assert data["daemon"] == DAEMON

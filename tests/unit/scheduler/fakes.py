@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from zernel.scheduler.classifier import Hint
-from zernel.scheduler.maps import Tenant, Use
+from zernel.scheduler.maps import Delay, Tenant, Use
 from zernel.scheduler.policy import Role
 
 MS = 1_000_000
@@ -45,6 +45,7 @@ class FakeMaps:
     tenants: dict[int, Tenant] = field(default_factory=dict)
     cgroups: dict[int, int] = field(default_factory=dict)
     use: dict[int, Use] = field(default_factory=dict)
+    delay: Delay = field(default_factory=lambda: Delay((0,) * 24, 0.0))
     tenant_writes: int = 0
     epochs: int = 0
     futex_signal: bool = True
@@ -64,6 +65,9 @@ class FakeMaps:
 
     def tenant_use(self) -> dict[int, Use]:
         return dict(self.use)
+
+    def delays(self) -> dict[Role, Delay]:
+        return {Role.LAUNCHER: self.delay}
 
     def next_epoch(self) -> None:
         self.epochs += 1

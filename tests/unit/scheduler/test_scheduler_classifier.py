@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from zernel.scheduler import gpu, processes
 from zernel.scheduler.classifier import MEMORY_READS, Classifier, Hint, Settings
 from zernel.scheduler.policy import Phase
-from zernel.scheduler.tables import Affinity, PhaseDetection
+from zernel.scheduler.tables import Affinity, ProcessDetection
 from zernel.scheduler.topology import Topology
 
 from .fakes import MS, Activity, FakeMaps, S, process
 
-SETTINGS = Settings(PhaseDetection(), Affinity(), short_burst_ns=MS, stale_ns=5 * S, max_processes=1024)
+SETTINGS = Settings(ProcessDetection(), Affinity(), short_burst_ns=MS, stale_ns=5 * S, max_processes=1024)
 TWO_NODES = Topology(4, (0, 1), (0, 0, 1, 1), smt=False)
 LOADING = Activity(io_wait_ns=60 * MS)
 OPTIMIZING = Activity(bursts=1, burst_ns=4 * MS, run_ns=4 * MS)
@@ -88,7 +88,7 @@ def test_a_sync_of_an_earlier_epoch_counts_for_a_second(host: Host) -> None:
 def test_nccl_is_told_apart_where_it_is_switched_on(tmp_path: Path) -> None:
     collective = Activity(futex_waits=3, nccl_ns=1000 * S)
     for enabled in (False, True):
-        detection = PhaseDetection(nccl_detection_enabled=enabled)
+        detection = ProcessDetection(nccl_detection_enabled=enabled)
         host = Host(tmp_path, dataclasses.replace(SETTINGS, detection=detection))
         host.evaluate({7: collective}, times=3)
         assert host.phase(7) is (Phase.NCCL_COLLECTIVE if enabled else Phase.UNKNOWN)
@@ -97,7 +97,7 @@ def test_nccl_is_told_apart_where_it_is_switched_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("signal", ["gpu", "futex", "nvml"])
 def test_a_signal_that_is_absent_decides_nothing_and_says_why(tmp_path: Path, signal: str) -> None:
-    detection = PhaseDetection(nccl_detection_enabled=True)
+    detection = ProcessDetection(nccl_detection_enabled=True)
     host = Host(tmp_path, dataclasses.replace(SETTINGS, detection=detection))
     doing = {
         1: dataclasses.replace(OPTIMIZING, gpu_sync_ns=host.now),
@@ -244,7 +244,7 @@ def test_time_in_a_phase_adds_up(host: Host) -> None:
 
 def test_new_thresholds_count_at_once_and_phases_stay(host: Host) -> None:
     host.evaluate({7: LOADING}, times=3)
-    detection = PhaseDetection(io_wait_threshold=0.9, phase_stability_count=1)
+    detection = ProcessDetection(io_wait_threshold=0.9, phase_stability_count=1)
     host.classifier.configure(dataclasses.replace(SETTINGS, detection=detection), TWO_NODES)
     assert host.phase(7) is Phase.DATA_LOADING
     host.evaluate({7: LOADING})
@@ -270,7 +270,7 @@ EPOCHS = st.lists(st.dictionaries(st.integers(1, 4), ACTIVITY, max_size=4), max_
 def test_counts_and_hints_always_agree_with_the_verdicts(
     tmp_path_factory: pytest.TempPathFactory, epochs: list[dict[int, Activity]], stable: int, tracked: int
 ) -> None:
-    detection = PhaseDetection(phase_stability_count=stable, nccl_detection_enabled=True)
+    detection = ProcessDetection(phase_stability_count=stable, nccl_detection_enabled=True)
     settings = dataclasses.replace(SETTINGS, detection=detection, max_processes=tracked, stale_ns=300 * MS)
     host = Host(tmp_path_factory.getbasetemp(), settings)
     for epoch in epochs:

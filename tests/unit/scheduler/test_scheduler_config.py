@@ -55,6 +55,9 @@ def test_the_shipped_file_is_what_the_program_dumps_and_holds_the_defaults() -> 
 # Keys of the scheduler document, with its defaults.
 DOCUMENT = {
     ("general", "gpu_poll_interval_ms"): 500,
+    ("phase_detection", "io_wait_threshold"): 0.3,
+    ("phase_detection", "optimizer_burst_max_ns"): 5_000_000,
+    ("phase_detection", "nccl_detection_enabled"): False,
     ("numa", "enabled"): True,
     ("multi_tenant", "enabled"): False,
     ("multi_tenant", "default_priority_class"): "normal",
@@ -90,9 +93,11 @@ def value(config: Any, path: tuple[str, ...]) -> Any:
     return config
 
 
-@given(st.sampled_from(sorted(RANGES)), st.integers())
-def test_a_number_is_taken_exactly_when_it_is_in_range(path: tuple[str, ...], number: int) -> None:
+@given(st.sampled_from(sorted(RANGES)), st.integers() | st.floats(allow_nan=False, allow_infinity=False))
+def test_a_number_is_taken_exactly_when_it_is_in_range(path: tuple[str, ...], number: float) -> None:
     low, high = RANGES[path]
+    if OPTIONS[path].type == "int":
+        number = int(number)
     text = f"[{'.'.join(path[:-1])}]\n{path[-1]} = {number}\n"
     if low <= number <= high:
         config = read(text)

@@ -32,7 +32,7 @@ from .fakes import FakeMaps
 
 RESTART = (1 << 48) | (1 << 32)
 COUNTERS = ("idle_hits", "idle_remote", "queued_node", "queued_cpu", "queued_local")
-COUNTERS += ("dispatched", "stolen", "kept", "tasks")
+COUNTERS += ("dispatched", "stolen", "rescues", "preempted", "preempt_denied", "kept", "tasks")
 
 
 class FakeScheduler:

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.core import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
@@ -17,8 +20,8 @@ from zernel.scheduler import gpu
 from zernel.scheduler.collector import Collector
 from zernel.scheduler.config import Config
 from zernel.scheduler.engine import Engine
-from zernel.scheduler.maps import Tenant, Use
-from zernel.scheduler.report import status_page
+from zernel.scheduler.maps import Delay, Tenant, Use
+from zernel.scheduler.report import quantile, status_page
 from zernel.scheduler.status import Status
 
 from .fakes import FakeMaps, process
@@ -160,6 +163,29 @@ def test_figures_are_worked_out_anew_after_the_interval(host: Host) -> None:
     assert 'zernel_scheduler_longest_wait_seconds{tenant="a"} 0.25' in text
     assert 'share_wanted_ratio{tenant="b"}' not in text
     assert 'longest_wait_seconds{tenant="b"}' not in text
+
+
+def test_wakeup_delays_are_a_histogram_by_role(host: Host) -> None:
+    # 3 below 16 us, 5 from 64 to 128 us, 2 longer than a second.
+    host.maps.delay = Delay(tuple({0: 3, 7: 5, 23: 2}.get(n, 0) for n in range(24)), 9.5)
+    host.tick()
+    text = host.metrics()
+    name = "zernel_scheduler_wakeup_delay_seconds"
+    for end, count in (("1.6e-05", 3), ("6.4e-05", 3), ("0.000128", 8), ("1.04858", 8), ("+Inf", 10)):
+        assert f'{name}_bucket{{le="{end}",role="launcher"}} {count}.0' in text
+    assert f'{name}_sum{{role="launcher"}} 9.5' in text
+    assert f'{name}_count{{role="launcher"}} 10.0' in text
+
+
+@given(st.lists(st.integers(0, 1000), min_size=24, max_size=24), st.floats(0.01, 1))
+def test_a_quantile_is_above_that_part_of_the_delays(buckets: list[int], part: float) -> None:
+    found = quantile(Delay(tuple(buckets), 0.0), part)
+    if found is None:
+        assert sum(buckets) == 0
+        return
+    end = round(math.log2(found * 1e6))
+    assert sum(buckets[: end + 1]) >= part * sum(buckets) or end == 22
+    assert sum(buckets[:end]) < part * sum(buckets)
 
 
 def test_nothing_is_due_until_the_pause_is_over(host: Host) -> None:

@@ -23,8 +23,8 @@ def test_the_documents_policies_are_the_defaults() -> None:
 
 
 def test_a_row_of_the_file_replaces_the_documents() -> None:
-    changed = Policies(gpu_compute=Row(-20, "standard", 7)).rows()
-    assert changed.pop("POLICY_GPU_COMPUTE") == Policy(-20, Preemption.STANDARD, 7)
+    changed = Policies(data_loading=Row(-20, "standard", 7)).rows()
+    assert changed.pop("POLICY_DATA_LOADING") == Policy(-20, Preemption.STANDARD, 7)
     assert changed.items() < DEFAULTS.items()
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Self
 
 from zernel.bpf import libbpf
@@ -53,6 +55,12 @@ class Map:
         with libbpf.captured() as log:
             result = libbpf.library().bpf_map__set_max_entries(self.handle, entries)
             libbpf.check(result, f"size BPF map {self.name} for {entries} entries", log)
+
+    def set_pin_path(self, path: Path) -> None:
+        """Share the map, before the object is loaded: use what is pinned at ``path``, or make and pin it."""
+        with libbpf.captured() as log:
+            result = libbpf.library().bpf_map__set_pin_path(self.handle, os.fsencode(path))
+            libbpf.check(result, f"pin BPF map {self.name} at {path}", log)
 
     def lookup(self, key: bytes) -> bytes | None:
         """Return the value of ``key``, or None if there is no such entry."""

@@ -173,14 +173,32 @@ def status_lines(data: dict[str, Any]) -> list[str]:
     gpus = daemon["gpus"]
     words = gpus["unavailable"] or f"{len(gpus['list'])} known to NVML"
     lines.append(f"GPUs      {words}")
-    return [*lines, "", *_tenant_lines(daemon["tenants"])] if daemon["tenants"] else lines
+    for part in (_role_lines(daemon["roles"]), _tenant_lines(daemon["tenants"])):
+        lines += ["", *part] if part else []
+    return lines
 
 
 def _who(name: str) -> str:
     return {"zernel": "Zernel's scheduler", "kernel": "the kernel's own scheduler"}.get(name, f"'{name}'")
 
 
+def _role_lines(roles: list[dict[str, Any]]) -> list[str]:
+    """Return how soon threads of each role run, once one was seen."""
+    table = [("ROLE", "WAKE-UPS", "MEDIAN DELAY", "99%")]
+    for one in roles:
+        if one["wakeups"]:
+            delays = (_below(one["delay_p50_seconds"]), _below(one["delay_p99_seconds"]))
+            table.append((one["role"], str(one["wakeups"]), *delays))
+    return columns(table) if len(table) > 1 else []
+
+
+def _below(delay: float) -> str:
+    return f"< {delay * 1000:.3g} ms"
+
+
 def _tenant_lines(tenants: list[dict[str, Any]]) -> list[str]:
+    if not tenants:
+        return []
     table = [("TENANT", "CLASS", "GPUS", "WEIGHT", "WANTED", "GOT", "LONGEST WAIT", "CGROUP")]
     for one in tenants:
         wait = one["longest_wait_seconds"]

@@ -18,7 +18,7 @@ from typing import Protocol
 from zernel.scheduler import gpu, processes
 from zernel.scheduler.phases import RECENT_S, Evidence, Rules, Signals, Stability
 from zernel.scheduler.policy import Phase, Role
-from zernel.scheduler.tables import Affinity, PhaseDetection
+from zernel.scheduler.tables import Affinity, ProcessDetection
 from zernel.scheduler.topology import Topology
 
 MEMORY_READS = 16
@@ -81,7 +81,7 @@ class Maps(Protocol):
 class Settings:
     """The part of a configuration that counts here."""
 
-    detection: PhaseDetection
+    detection: ProcessDetection
     numa: Affinity
     short_burst_ns: int
     stale_ns: int

@@ -3,15 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
 
 from zernel import __version__
 from zernel.scheduler import kernel
 from zernel.scheduler.engine import Figures, TenantFigures
+from zernel.scheduler.maps import Delay
+from zernel.scheduler.policy import Role
 from zernel.scheduler.status import Running, Snapshot, Status, added
 
 # Counters of sched.bpf.c that each place a task once; their sum is the number of decisions.
@@ -30,7 +37,12 @@ _COUNTERS = {
     "stolen": ("zernel_scheduler_steals", "Tasks that a CPU took from another NUMA node's queue."),
     "rescues": (
         "zernel_scheduler_starvation_rescues",
-        "Tasks that a CPU took out of turn, because their queue was not served for the starvation bound.",
+        "Tasks served first since their queue was not for longer than the starvation bound.",
+    ),
+    "preempted": ("zernel_scheduler_preemptions", "CPUs taken from a running thread for one that woke."),
+    "preempt_denied": (
+        "zernel_scheduler_preemptions_denied",
+        "CPUs not taken, because that happened too often before.",
     ),
     "kept": ("zernel_scheduler_slices_renewed", "Tasks that went on because none was due before them."),
 }
@@ -56,7 +68,9 @@ class Collector:
         yield from _state(now)
         if now.running is not None and now.running.enabled():
             yield from _present(now.running, counters)
-            yield from _tenants(self._figures().tenants)
+            figures = self._figures()
+            yield from _tenants(figures.tenants)
+            yield from _delays(figures.delays)
             yield from _kernel_events(kernel.events(self._root))
         sums = added(now.base, counters)
         if sums:
@@ -158,6 +172,25 @@ def _tenants(tenants: tuple[TenantFigures, ...]) -> Iterator[Any]:
             if value is not None:
                 family.add_metric([one.part.name], value)
         yield family
+
+
+# Buckets of the BPF side that are shown: each ends at so many microseconds, a power of two. What is above the
+# last, a second, is in +Inf.
+_BUCKETS = range(4, 21)
+
+
+def _delays(delays: Mapping[Role, Delay]) -> Iterator[Any]:
+    if not delays:
+        return
+    family = HistogramMetricFamily(
+        "zernel_scheduler_wakeup_delay_seconds",
+        "From waking up to running, by the thread's role, since the scheduler was loaded.",
+        labels=["role"],
+    )
+    for role, delay in delays.items():
+        shown = [(f"{2**n / 1e6:g}", sum(delay.buckets[: n + 1])) for n in _BUCKETS]
+        family.add_metric([role], [*shown, ("+Inf", sum(delay.buckets))], delay.sum_seconds)
+    yield family
 
 
 def _kernel_events(events: dict[str, int]) -> Iterator[Any]:

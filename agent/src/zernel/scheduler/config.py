@@ -13,6 +13,8 @@ from zernel.scheduler.tables import (
     General,
     MultiTenant,
     Numa,
+    PhaseDetection,
+    Policies,
     PriorityClass,
     Safety,
     Scheduler,
@@ -33,9 +35,19 @@ class Config:
 
     general: General = table(General)
     scheduler: Scheduler = table(Scheduler)
+    phase_detection: PhaseDetection = table(PhaseDetection)
+    policy: Policies = table(
+        Policies,
+        "What a thread gets. One that shows what it does has the row for that: nccl_collective, launcher, "
+        "optimizer_step, data_loading or interactive. All others have the row unknown.",
+    )
     numa: Numa = table(Numa)
     multi_tenant: MultiTenant = table(MultiTenant)
-    priority_class: PriorityClass = table(PriorityClass, "What the priority classes of tenants are worth.")
+    priority_class: PriorityClass = table(
+        PriorityClass,
+        "What the priority classes of tenants are worth: each step multiplies a tenant's weight by 1.25, and "
+        "puts it earlier in the order by priority_step_us.",
+    )
     tenant: dict[str, Tenant] = tables(
         Tenant, f"The tenants, by any name but 'default'; at most {MAX_TENANTS}.", limit=MAX_TENANTS
     )

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from zernel.scheduler import gpu, maps
 from zernel.scheduler.config import Config
+from zernel.scheduler.policy import Role
 from zernel.scheduler.tenants import Part, Share, Shares, Tenants
 
 log = logging.getLogger("zernel.scheduler")
@@ -28,6 +29,9 @@ class Maps(Protocol):
 
     def tenant_use(self) -> Mapping[int, maps.Use]:
         """Return what each tenant got since the scheduler was loaded."""
+
+    def delays(self) -> Mapping[Role, maps.Delay]:
+        """Return how long threads of each role waited from waking up to running."""
 
     def next_epoch(self) -> None:
         """Forget the longest waits of the epoch before the present one."""
@@ -47,10 +51,11 @@ class TenantFigures:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What was worked out last. ``tenants`` is empty while no scheduler runs."""
+    """What was worked out last. All but ``gpus`` is empty while no scheduler runs."""
 
     gpus: gpu.Reading
     tenants: tuple[TenantFigures, ...] = ()
+    delays: Mapping[Role, maps.Delay] = field(default_factory=dict)
 
 
 class Engine:
@@ -131,4 +136,4 @@ class Engine:
         weights = {part.index: part.weight for part in self._parts}
         shares = self._shares.since_last(used, weights)
         tenants = tuple(TenantFigures(part, shares[part.index], use.get(part.index)) for part in self._parts)
-        self._figures = Figures(self._watch.reading(), tenants)
+        self._figures = Figures(self._watch.reading(), tenants, dict(of.delays()))

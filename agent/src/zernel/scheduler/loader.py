@@ -7,6 +7,7 @@ from the object's own type information, so nothing is written down twice.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,11 @@ from zernel.scheduler.config import Config
 from zernel.scheduler.maps import Layout, SchedulerMaps, Settings, fill
 from zernel.scheduler.topology import Topology
 
+log = logging.getLogger("zernel.scheduler")
+
+PINS = Path("/sys/fs/bpf/zernel")
+"""Where maps are that the scheduler shares with the probes."""
+
 OPS_NAME = "zernel"
 """The scheduler's name in /sys/kernel/sched_ext/root/ops."""
 
@@ -28,6 +34,7 @@ _KERNEL_CONSTANTS = {
     "scx_dsq_local": "SCX_DSQ_LOCAL",
     "scx_enq_wakeup": "SCX_ENQ_WAKEUP",
     "scx_kick_idle": "SCX_KICK_IDLE",
+    "scx_kick_preempt": "SCX_KICK_PREEMPT",
     "scx_pick_idle_core": "SCX_PICK_IDLE_CORE",
 }
 _ENABLE_TIMEOUT_S = 5.0
@@ -45,6 +52,7 @@ class LoadedScheduler:
         self.maps = maps
         self._link = link
         self._record = Layout(obj.btf, "exit_record")
+        self._futexes: Link | None = None
         # Scrapes read the counters from other threads; what they read must not be freed meanwhile.
         self._lock = threading.Lock()
         self._last: dict[str, int] = {}
@@ -63,13 +71,16 @@ class LoadedScheduler:
         obj = BpfObject.open(path or object_path("sched"))
         try:
             _configure(obj, config, host, btf, sequence)
+            shared = _share(obj)
             started = time.monotonic()
             obj.load()
             loaded = time.monotonic()
             maps = _fill(obj, config, host)
+            maps.gpu_signal = shared
             link = obj.attach_struct_ops("zernel_ops")
             self = cls(obj, maps, link, loaded - started, time.monotonic() - loaded)
             self._wait_until_enabled()
+            self._watch_futexes(config)
         except BaseException:
             obj.close()
             raise
@@ -89,11 +100,24 @@ class LoadedScheduler:
     def apply(self, config: Config) -> None:
         """Make other settings hold at once: those of which :func:`replaces` says that they can."""
         self.maps.apply(Settings.of(config))
+        self._watch_futexes(config)
 
     def enabled(self) -> bool:
         """Tell whether it is attached and the kernel has not ended it."""
         with self._lock:
             return not self._link.closed and self.exit() is None
+
+    def _watch_futexes(self, config: Config) -> None:
+        wanted = config.phase_detection.nccl_detection_enabled
+        if wanted and self._futexes is None:
+            try:
+                self._futexes = self._object.program("on_futex").attach()
+            except ZernelError as error:
+                log.warning("futex waits are not seen, nor collectives by them: %s", error)
+        elif not wanted and self._futexes is not None:
+            self._futexes.close()
+            self._futexes = None
+        self.maps.futex_signal = self._futexes is not None
 
     def exit(self) -> kernel.Exit | None:
         """Return why the kernel ended the scheduler, or None while it runs; not once it is closed."""
@@ -165,6 +189,17 @@ def _configure(obj: BpfObject, config: Config, host: Topology, btf: Btf, hotplug
     if immediate := btf.enum_value("SCX_ENQ_IMMED"):
         obj.set_rodata("scx_enq_immed", immediate)
         obj.set_struct_ops_member(*ops, "cpu_release", 0)
+
+
+def _share(obj: BpfObject) -> bool:
+    """Let the probes tell what they see of the GPU; False where there is no BPF file system for that."""
+    try:
+        PINS.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        log.warning("what probes see of the GPU is not known here: %s: %s", PINS, error.strerror)
+        return False
+    obj.map("gpu_activity").set_pin_path(PINS / "gpu_activity")
+    return True
 
 
 def _fill(obj: BpfObject, config: Config, host: Topology) -> SchedulerMaps:

@@ -14,6 +14,7 @@ from typing import Self
 from zernel.bpf import BpfObject, Map
 from zernel.bpf.btf import STRUCT, Btf
 from zernel.scheduler.config import Config
+from zernel.scheduler.policy import Policy, Role
 
 MAX_TENANTS = 32
 """Tenants that the scheduler tells apart. Tenant 0 has every task that belongs to no other."""
@@ -29,7 +30,15 @@ class Settings:
     slice_ns: int
     starvation_ns: int
     priority_step_ns: int
+    short_burst_ns: int
+    optimizer_burst_ns: int
+    io_wait_permille: int
+    latency_budget_permille: int
+    preemptions_per_s: int
+    nccl_detection: bool
     numa: bool
+    policies: Mapping[str, Policy]
+    """The policy table, by the enumerators of its rows."""
 
     @classmethod
     def of(cls, config: Config) -> Self:
@@ -38,7 +47,14 @@ class Settings:
             slice_ns=config.scheduler.slice_us * 1000,
             starvation_ns=config.safety.starvation_bound_ms * 1_000_000,
             priority_step_ns=config.scheduler.priority_step_us * 1000,
+            short_burst_ns=config.scheduler.short_burst_us * 1000,
+            optimizer_burst_ns=config.phase_detection.optimizer_burst_max_ns,
+            io_wait_permille=round(config.phase_detection.io_wait_threshold * 1000),
+            latency_budget_permille=config.scheduler.latency_budget_percent * 10,
+            preemptions_per_s=round(config.scheduler.preemptions_per_ms * 1000),
+            nccl_detection=config.phase_detection.nccl_detection_enabled,
             numa=config.numa.enabled,
+            policies=config.policy.rows(),
         )
 
 
@@ -60,6 +76,18 @@ class Use:
     run_seconds: float
     wait_seconds: float
     longest_wait_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Delay:
+    """How long threads of a role waited from waking up to running, since the scheduler was loaded.
+
+    ``buckets[n]`` counts delays below 2**n microseconds that are in no bucket before; the last, all longer
+    ones.
+    """
+
+    buckets: tuple[int, ...]
+    sum_seconds: float
 
 
 class Layout:
@@ -97,6 +125,12 @@ class Layout:
 class SchedulerMaps:
     """The maps of a loaded scheduler. Not for use from several threads at once."""
 
+    gpu_signal = False
+    """Whether probes can tell when threads work with a GPU."""
+
+    futex_signal = False
+    """Whether waits for futexes are seen."""
+
     def __init__(self, obj: BpfObject) -> None:
         self._settings = obj.map(".data.settings")
         self._tenants = obj.map(".data.tenants")
@@ -104,6 +138,11 @@ class SchedulerMaps:
         self._use = obj.map("tenant_use")
         self._counters = obj.map("counters")
         btf = obj.btf
+        self._btf = btf
+        self._delays = obj.map("delays")
+        self._delay_layout = Layout(btf, "delays")
+        self._policy_layout = Layout(btf, "policy")
+        self._policy_size = btf.size(btf.find("policy", STRUCT) or 0)
         self._settings_layout = Layout(btf, "settings")
         self._tenant_layout = Layout(btf, "tenant_settings")
         self._use_layout = Layout(btf, "tenant_use")
@@ -112,7 +151,13 @@ class SchedulerMaps:
 
     def apply(self, settings: Settings) -> None:
         """Make the settings hold, at once."""
-        self._change(**{field.name: int(getattr(settings, field.name)) for field in fields(settings)})
+        plain = {
+            part.name: int(getattr(settings, part.name))
+            for part in fields(settings)
+            if part.name != "policies"
+        }
+        table = {self._enumerator(row): policy for row, policy in settings.policies.items()}
+        self._change(table, **plain)
 
     def set_tenants(self, tenants: Mapping[int, Tenant], cgroups: Mapping[int, int]) -> None:
         """Say which tenants there are.
@@ -165,10 +210,38 @@ class SchedulerMaps:
         now = self._settings.lookup(_ONLY) or bytes(self._settings.value_size)
         self._change(epoch=(self._settings_layout.integer(now, "epoch") + 1) % (1 << 32))
 
-    def _change(self, **members: int) -> None:
+    def delays(self) -> dict[Role, Delay]:
+        """Return the delays of each role."""
+        cpus = self._delays.lookup_percpu(_ONLY) or []
+        roles = self._enumerator("NR_ROLES")
+        count = self._delay_layout.places["buckets"][1] // 8 // roles
+        result = {}
+        for role in Role:
+            index = self._enumerator(f"ROLE_{role.name}")
+            buckets = [
+                sum(self._delay_layout.integer(cpu, "buckets", index * count + n, 8) for cpu in cpus)
+                for n in range(count)
+            ]
+            total = sum(self._delay_layout.integer(cpu, "sum_ns", index, 8) for cpu in cpus)
+            result[role] = Delay(tuple(buckets), total / 1e9)
+        return result
+
+    def _enumerator(self, name: str) -> int:
+        value = self._btf.enum_value(name)
+        if value is None:
+            raise KeyError(f"the object has no enumerator {name}")
+        return value
+
+    def _change(self, policies: Mapping[int, Policy] | None = None, /, **members: int) -> None:
         data = bytearray(self._settings.lookup(_ONLY) or bytes(self._settings.value_size))
         for name, value in members.items():
             self._settings_layout.put(data, name, value)
+        for row, policy in (policies or {}).items():
+            base = self._settings_layout.places["policies"][0] + row * self._policy_size
+            self._policy_layout.put(data, "priority", policy.priority, base)
+            preemption = self._enumerator(f"PREEMPT_{policy.preemption.name}")
+            self._policy_layout.put(data, "preemption", preemption, base)
+            self._policy_layout.put(data, "latency_target_ns", policy.latency_target_us * 1000, base)
         self._settings.update(_ONLY, bytes(data))
 
 

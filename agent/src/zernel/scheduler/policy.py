@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Phases of processes, roles of threads, and how each is treated: the document's policy table."""
+"""Phases of processes, roles of threads, and how tasks of each are treated: the document's policy table."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from zernel import __version__
 from zernel.scheduler.engine import Figures, TenantFigures
+from zernel.scheduler.maps import Delay
 from zernel.scheduler.status import Snapshot
 
 
@@ -29,7 +30,29 @@ def status_page(now: Snapshot, figures: Figures) -> tuple[int, dict[str, Any]]:
             ],
         },
         "tenants": [_tenant(one) for one in figures.tenants],
+        "roles": [
+            {
+                "role": str(role),
+                "wakeups": sum(delay.buckets),
+                "delay_p50_seconds": quantile(delay, 0.5),
+                "delay_p99_seconds": quantile(delay, 0.99),
+            }
+            for role, delay in figures.delays.items()
+        ],
     }
+
+
+def quantile(delay: Delay, part: float) -> float | None:
+    """Return what ``part`` (0 to 1) of the delays are below, to a power of two; None where there were none.
+
+    What is in the last bucket has no upper end: then that bucket's lower one.
+    """
+    total, seen = sum(delay.buckets), 0
+    for number, count in enumerate(delay.buckets):
+        seen += count
+        if total and seen >= part * total:
+            return float(2 ** min(number, len(delay.buckets) - 2) / 1e6)
+    return None
 
 
 def _tenant(one: TenantFigures) -> dict[str, Any]:

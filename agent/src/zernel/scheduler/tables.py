@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from zernel.config import option, table
-from zernel.scheduler.policy import Policy, Preemption
+from zernel.scheduler.policy import DEFAULTS, Policy, Preemption
 
 CLASSES = ("normal", "training", "inference", "interactive", "background")
 """Priority classes of tenants."""
@@ -58,38 +58,71 @@ class Scheduler:
     )
     priority_step_us: int = option(
         300,
-        "What one step of priority is worth, in microseconds: so much earlier, or later, it puts a tenant in "
-        "the order of those that wait. Its share of CPU time stays the same.",
+        "What one step of priority is worth, in microseconds: so much earlier, or later, it puts a thread or "
+        "a tenant in the order of those that wait. Its share of CPU time stays the same.",
         minimum=0,
         maximum=5000,
+    )
+    latency_budget_percent: int = option(
+        30,
+        "The part of each CPU's time, in percent, that threads which must run soon may take from others that "
+        "wait. More protects others less from many such threads.",
+        minimum=0,
+        maximum=90,
+    )
+    preemptions_per_ms: float = option(
+        1.0,
+        "How often in a millisecond a CPU may be taken from the thread that it runs, for one that wakes and "
+        "must run soon. More costs throughput; with 0 nobody is interrupted, low_latency phases excepted.",
+        minimum=0,
+        maximum=10,
+    )
+    short_burst_us: int = option(
+        2000,
+        "A thread that runs no longer than this before it sleeps again, in microseconds, is an interactive "
+        "one, or launches GPU work if it works with a GPU; longer, and it is treated like all others.",
+        minimum=50,
+        maximum=10_000,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class PhaseDetection:
-    """When a process is in which phase."""
+    """How threads and processes show what they do."""
 
     io_wait_threshold: float = option(
         0.3,
-        "Data loading: the part of its time that a process waits for I/O is above this.",
-        minimum=0.0,
-        maximum=1.0,
+        "A thread, or a process, that waits for storage for more than this part of its time loads data.",
+        minimum=0,
+        maximum=1,
     )
     optimizer_burst_max_ns: int = option(
         5_000_000,
-        "Optimizer step: the CPU bursts of a process after a GPU sync are shorter than this, in nanoseconds.",
+        "A thread, or a process, that works with the GPU, and runs for less than so many nanoseconds before "
+        "it sleeps again, steps the optimizer.",
         minimum=100_000,
         maximum=1_000_000_000,
     )
+    nccl_detection_enabled: bool = option(
+        False,
+        "Tell NCCL collectives apart: by NCCL calls, which zerneld's probes see, and futex waits.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessDetection(PhaseDetection):
+    """What tells the phases of processes, beside that."""
+
     gpu_idle_threshold: int = option(
         10,
-        "Data loading: the process's GPU utilisation is below this, in percent.",
+        "A process loads data only while its GPU utilisation is below this, in percent.",
         minimum=0,
         maximum=100,
     )
     gpu_active_threshold: int = option(
         80,
-        "GPU compute: the process's GPU utilisation is above this, in percent.",
+        "A process whose GPU utilisation is above this, in percent, and that does not compute itself, is in "
+        "GPU compute.",
         minimum=0,
         maximum=100,
     )
@@ -98,10 +131,6 @@ class PhaseDetection:
         "A process changes its phase after so many identical classifications in a row.",
         minimum=1,
         maximum=100,
-    )
-    nccl_detection_enabled: bool = option(
-        False,
-        "Tell NCCL collectives apart. The calls are seen by zerneld's probes.",
     )
 
 
@@ -139,11 +168,6 @@ class Policies:
     data_loading: Row = table(
         Row, "Data loading: a faster pipeline keeps the GPU fed.", default=Row(10, "aggressive", 100)
     )
-    gpu_compute: Row = table(
-        Row,
-        "GPU compute: the CPU waits for the GPU. Threads that hand the GPU its work have a row of their own.",
-        default=Row(-5, "yield", 0),
-    )
     nccl_collective: Row = table(
         Row, "NCCL collective: on the critical path.", default=Row(10, "low_latency", 50)
     )
@@ -160,7 +184,7 @@ class Policies:
 
     def rows(self) -> dict[str, Policy]:
         """Return the policies by the enumerators of ``enum policy_row``."""
-        return {
+        return DEFAULTS | {
             f"POLICY_{field.name.upper()}": Policy(
                 row.priority, Preemption(row.preemption), row.latency_target_us
             )
@@ -201,17 +225,11 @@ class MultiTenant:
 class PriorityClass:
     """What a class is worth."""
 
-    training: int = option(
-        5,
-        "Each step multiplies a tenant's weight by 1.25, and puts it earlier in the order by "
-        "priority_step_us.",
-        minimum=-20,
-        maximum=20,
-    )
-    inference: int = option(3, "The same for this class.", minimum=-20, maximum=20)
-    interactive: int = option(1, "The same for this class.", minimum=-20, maximum=20)
-    normal: int = option(0, "The same for this class.", minimum=-20, maximum=20)
-    background: int = option(-5, "The same for this class.", minimum=-20, maximum=20)
+    training: int = option(5, "Training jobs.", minimum=-20, maximum=20)
+    inference: int = option(3, "Inference serving.", minimum=-20, maximum=20)
+    interactive: int = option(1, "Notebooks.", minimum=-20, maximum=20)
+    normal: int = option(0, "All else.", minimum=-20, maximum=20)
+    background: int = option(-5, "Batch preprocessing.", minimum=-20, maximum=20)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Which of the queues that a CPU serves comes next, and whether the task that runs there goes on instead. */
+#pragma once
+
+#include "sched_queue.h"
+
+/* The task that runs here, which wants to go on; it is in no queue. */
+struct candidate {
+	bool there;
+	bool bound;
+	bool yields; /* to all others */
+	u32 tenant;
+	u64 order;
+};
+
+/*
+ * Serve the CPU's own queue, or its node's. Returns true if a task was found; `*keep` if it is the running
+ * one.
+ */
+static __always_inline bool serve_bound(s32 cpu, const struct candidate *prev, bool *keep)
+{
+	if (prev->there && prev->bound && !head_is_before(CPU_QUEUE(cpu), prev->order)) {
+		*keep = true;
+		return true;
+	}
+	return take_bound(cpu);
+}
+
+static __always_inline bool serve_node(const struct view *view, const struct candidate *prev, bool *keep)
+{
+	if (!view->any)
+		return false;
+	if (prev->there && !prev->bound && !prev->yields && prev->tenant == view->tenant &&
+	    !head_is_before(NODE_QUEUE(view->node, view->tenant), prev->order)) {
+		*keep = true;
+		return true;
+	}
+	/* What the first tenant has may not run here. */
+	return take(view->node, view->tenant) || take_any(view->node, TENANT_SLOTS);
+}
+
+static __always_inline bool serve_urgent(const struct view *view)
+{
+	if (!(view->waiting >> LATENCY_SLOT & 1) || !take(view->node, LATENCY_SLOT))
+		return false;
+	count(latency_runs);
+	return true;
+}
+
+/* Nobody waits but those that yield, and those that had their part of the CPU's time. */
+static __always_inline bool serve_last(const struct view *view, const struct candidate *prev, bool *keep)
+{
+	if (serve_urgent(view)) {
+		count(latency_over);
+		return true;
+	}
+	if (!(view->waiting >> LOW_SLOT & 1))
+		return false;
+	if (prev->there && !head_is_before(NODE_QUEUE(view->node, LOW_SLOT), prev->order)) {
+		*keep = true;
+		return true;
+	}
+	if (!take(view->node, LOW_SLOT))
+		return false;
+	count(low_runs);
+	return true;
+}
+
+/*
+ * Is the CPU's own queue to be served before its node's? The tenant that got less decides, and within one
+ * tenant they take turns.
+ */
+static __always_inline bool bound_is_first(s32 cpu, struct cpu *here, const struct candidate *prev,
+					   const struct view *view)
+{
+	u32 tenant;
+	u64 order;
+
+	if (!here->bound.waiting && !(prev->there && prev->bound))
+		return false;
+	if (!view->any)
+		return true;
+	tenant = head_tenant(CPU_QUEUE(cpu));
+	if (tenant == NO_TENANT && !(prev->there && prev->bound))
+		return false;
+	if (tenant == NO_TENANT)
+		tenant = prev->tenant;
+	tenant_at(tenant)->seen_at = view->now;
+	if (tenant == view->tenant) {
+		here->bound_first = !here->bound_first;
+		return here->bound_first;
+	}
+	order = tenant_order(tenant);
+	return before(order, view->order);
+}
+
+/* Serve the queue, of the node or the CPU, that was not served for too long. */
+static __always_inline bool rescue(const struct view *view, s32 cpu, struct cpu *here)
+{
+	u64 waits_since = here->bound.served_at;
+	bool bound = here->bound.waiting && before(waits_since + settings.starvation_ns, view->now) &&
+		     !(view->starving && before(view->served_at, waits_since));
+
+	if (bound ? !take_bound(cpu) : !view->starving || !take(view->node, view->starved))
+		return false;
+	count(rescues);
+	return true;
+}
+
+/* What a CPU looks for at other nodes. */
+struct steal {
+	u32 own;   /* its node */
+	bool busy; /* has it a task that could go on? */
+	bool found;
+};
+
+static long steal_from(u32 i, struct steal *steal)
+{
+	u32 other = steal->own + i + 1 < nr_nodes ? steal->own + i + 1 : steal->own + i + 1 - nr_nodes;
+	struct view view = {};
+
+	look(other, &view);
+	if (!view.waiting)
+		return 0;
+	if (steal->busy && (!view.any || scx_bpf_dsq_nr_queued(NODE_QUEUE(other, view.tenant)) < 2))
+		return 0;
+	if (!(view.any && take(other, view.tenant)) && !take_any(other, ALL_SLOTS))
+		return 0;
+	count(stolen);
+	steal->found = true;
+	return 1;
+}
+
+/*
+ * Take a task from another node. An idle CPU takes any: waiting is worse than a remote memory access. A
+ * busy one leaves a single waiting task to its own node, so that two nodes do not trade one task for ever.
+ */
+static __always_inline bool steal(u32 own, bool busy)
+{
+	struct steal steal = {.own = own, .busy = busy};
+
+	if (nr_nodes > 1)
+		bpf_loop(nr_nodes - 1, steal_from, &steal, 0);
+	return steal.found;
+}
