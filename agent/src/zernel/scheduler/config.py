@@ -16,6 +16,19 @@ check it first with 'zernel-scheduler --check-config'."""
 
 
 @dataclass(frozen=True, slots=True)
+class General:
+    """The daemon."""
+
+    max_tracked_tasks: int = option(
+        65_536,
+        "How many processes the scheduler can keep apart, at most. More only costs memory, and only while "
+        "there are so many. A change replaces the running scheduler.",
+        minimum=1024,
+        maximum=1_048_576,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Scheduler:
     """How the BPF scheduler runs tasks."""
 
@@ -102,6 +115,13 @@ class Safety:
         minimum=20,
         maximum=5000,
     )
+    hint_lifetime_ms: int = option(
+        5000,
+        "What was found out about a process holds for so long, in milliseconds, should nothing newer come; "
+        "then it is treated like any other.",
+        minimum=200,
+        maximum=60_000,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +151,7 @@ class Telemetry:
 class Config:
     """The whole file."""
 
+    general: General = table(General)
     scheduler: Scheduler = table(Scheduler)
     phase_detection: PhaseDetection = table(PhaseDetection)
     numa: Numa = table(Numa)
