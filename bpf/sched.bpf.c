@@ -19,22 +19,24 @@ char LICENSE[] SEC("license") = "GPL";
 SEC("struct_ops/zernel_select_cpu")
 s32 BPF_PROG(zernel_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_flags)
 {
-	s32 cpu = pick_idle(p, prev_cpu);
+	struct cpu *previous = cpu_of(prev_cpu), *chosen;
 	struct task *t = task_of(p);
-	struct cpu *previous, *chosen;
 	struct queue *queue;
+	s32 cpu;
 
-	if (cpu < 0 || !t)
+	if (!previous || !t)
 		return prev_cpu;
-	previous = cpu_of(prev_cpu);
+	note_wake(p, t);
+	cpu = pick_idle(p, prev_cpu, previous, preferred_node(p, t, previous->node));
+	if (cpu < 0)
+		return prev_cpu;
 	chosen = cpu_of(cpu);
-	if (!previous || !chosen)
+	if (!chosen)
 		return prev_cpu;
 	count(idle_hits);
 	if (previous->node != chosen->node)
 		count(idle_remote);
 	find_tenant(p, t);
-	note_wake(t);
 	queue = queue_of(home(chosen), t->tenant);
 	if (queue)
 		t->vtime = settled(p, t->vtime, &queue->clock);
@@ -69,16 +71,16 @@ static __always_inline void call_cpu(struct task *t, s32 cpu, struct cpu *here)
  * task.
  */
 static __always_inline void call_node(struct task_struct *p, struct task *t, s32 cpu, struct cpu *here,
-				      u32 slot)
+				      u32 node, u32 slot)
 {
-	s32 idle = pick_idle(p, cpu);
+	s32 idle = pick_idle(p, cpu, here, node);
 
 	if (idle >= 0)
 		scx_bpf_kick_cpu(idle, scx_kick_idle);
 	else if (!t->woke_at)
 		return;
 	else if (policy_of(t)->preemption >= PREEMPT_AGGRESSIVE)
-		preempt_for(p, t, cpu, home(here), slot == t->tenant && is_over_share(slot));
+		preempt_for(p, t, cpu, node, slot == t->tenant && is_over_share(slot));
 	else if (here->priority == PRIORITY_YIELDS)
 		scx_bpf_kick_cpu(cpu, scx_kick_preempt);
 }
@@ -89,7 +91,7 @@ void BPF_PROG(zernel_enqueue, struct task_struct *p, u64 enq_flags)
 	s32 cpu = scx_bpf_task_cpu(p);
 	struct cpu *here = cpu_of(cpu);
 	struct task *t = task_of(p);
-	u32 slot;
+	u32 slot, node;
 
 	/* Cannot happen: `cpus` has every CPU, init_task() made `t`. The task would be lost, so place it. */
 	if (!here || !t) {
@@ -98,7 +100,7 @@ void BPF_PROG(zernel_enqueue, struct task_struct *p, u64 enq_flags)
 	}
 	leave_queue(t);
 	find_tenant(p, t);
-	note_wake(t);
+	note_wake(p, t);
 	if (!t->ready_at)
 		t->ready_at = bpf_ktime_get_ns();
 	if (is_bound(p)) {
@@ -116,8 +118,9 @@ void BPF_PROG(zernel_enqueue, struct task_struct *p, u64 enq_flags)
 		return;
 	}
 	slot = slot_for(t);
-	enqueue_node(p, t, home(here), slot, enq_flags);
-	call_node(p, t, cpu, here, slot);
+	node = settings.numa ? preferred_node(p, t, here->node) : 0;
+	enqueue_node(p, t, node, slot, enq_flags);
+	call_node(p, t, cpu, here, node, slot);
 }
 
 SEC("struct_ops/zernel_dispatch")
@@ -138,6 +141,7 @@ void BPF_PROG(zernel_dispatch, s32 cpu, struct task_struct *prev)
 		if (t) {
 			charge_run(prev, t, here);
 			note_slice(prev, t, view.now);
+			send_activity(prev, t, cpu, view.now);
 			running.there = true;
 			running.bound = is_bound(prev);
 			running.yields = policy_of(t)->preemption == PREEMPT_YIELD;
@@ -213,15 +217,18 @@ void BPF_PROG(zernel_stopping, struct task_struct *p, bool runnable)
 {
 	struct cpu *here = cpu_of(scx_bpf_task_cpu(p));
 	struct task *t = task_of(p);
+	u64 now;
 
 	if (!t || !here)
 		return;
 	charge_run(p, t, here);
 	here->priority = PRIORITY_IDLE;
+	now = bpf_ktime_get_ns();
 	if (runnable)
-		t->ready_at = bpf_ktime_get_ns();
+		t->ready_at = now;
 	else
-		note_sleep(p, t);
+		note_sleep(p, t, now);
+	send_activity(p, t, scx_bpf_task_cpu(p), now);
 }
 
 /* A task that joins, by being made or by changing its class. What is charged to it begins now. */
@@ -253,8 +260,11 @@ void BPF_PROG(zernel_disable, struct task_struct *p)
 
 	if (mine)
 		mine->tasks--;
-	if (t)
-		leave_queue(t);
+	if (!t)
+		return;
+	leave_queue(t);
+	t->unsent.since = 0;
+	send_activity(p, t, scx_bpf_task_cpu(p), bpf_ktime_get_ns());
 }
 
 /* Each task gets its storage here, so that it is never missing later. */

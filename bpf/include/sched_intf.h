@@ -89,6 +89,9 @@ struct settings {
 	/* A CPU notes waits in tenant_use.longest_wait_ns[epoch & 1], which it first clears when this
 	 * changes. */
 	u32 epoch;
+	/* Raised when hints change; and how long a hint holds after it was written. */
+	u32 hint_generation;
+	u64 hint_lifetime_ns;
 	struct policy policies[NR_POLICIES]; /* by enum policy_row */
 };
 
@@ -96,6 +99,35 @@ struct settings {
 struct tenant_settings {
 	u32 weight;   /* 0: the slot is not in use, and its tasks count to tenant 0 */
 	s32 priority; /* -20 to 20: order among tenants */
+};
+
+/* What user space found out about a process: how to treat those of its threads that have no role of their
+ * own. */
+struct hint {
+	u64 start_ticks; /* when it started, as /proc tells: another process of that number is not meant */
+	u64 written_at;
+	enum policy_row phase;
+	s32 node; /* index of the node that its GPU, or its memory, is on; -1 for none */
+};
+
+/* What the threads of a process did in one epoch. */
+struct activity {
+	u64 start_ticks;
+	u64 run_ns;
+	u64 wait_ns;	/* ready, but not running */
+	u64 sleep_ns;	/* sleeps that ended */
+	u64 io_wait_ns; /* of that, for storage */
+	u64 bursts;	/* times that one ran and then slept */
+	u64 burst_ns;	/* how long those were, and the longest, with those that last */
+	u64 longest_burst_ns;
+	u64 futexes;	 /* waits for a futex, where these are watched */
+	u64 gpu_sync_ns; /* the latest of its threads, where probes saw any: see gpu_activity.h */
+	u64 gpu_launch_ns;
+	u64 nccl_ns;
+	u64 cgroup; /* of the thread that was noted last, as are the next two */
+	u32 tenant;
+	u32 cpu;
+	u32 roles; /* bit per enum role that a thread of it had */
 };
 
 /* What a CPU counts. Sums over all CPUs are what user space shows. */
@@ -113,6 +145,8 @@ struct counters {
 	u64 low_runs;	    /* of those, from the queue of those that yield */
 	u64 preempted;	    /* CPUs taken from a running task for one that woke */
 	u64 preempt_denied; /* not taken, because of the rate */
+	u64 stale_hints;    /* hints found to be too old */
+	u64 activity_lost;  /* times that what a process did could not be noted: its table was full */
 	u64 role_changes;   /* threads whose role became another */
 	u64 kept;	    /* slices renewed because the task was still the next */
 	u64 tasks;	    /* tasks that joined minus tasks that left; wraps */
@@ -167,6 +201,14 @@ struct task {
 	bool io_sleep;		/* does it sleep because of storage? */
 	bool used_up;		/* did it use its last slice up? */
 	bool urgent;		/* was it taken from the latency queue? */
-	u32 waits_in;		/* enum waits_in: the kind of queue */
-	u32 queue_index;	/* in queues, or the CPU's number */
+	u64 hint_until;		/* when its process's hint becomes too old; 0: there is none */
+	u32 hint_generation;
+	enum policy_row phase; /* of the hint */
+	s32 node;
+	struct {
+		u64 since;
+		u64 run_ns, wait_ns, sleep_ns, io_wait_ns, bursts, burst_ns, longest_burst_ns, futexes;
+	} unsent;	 /* what is not yet in its process's activity */
+	u32 waits_in;	 /* enum waits_in: the kind of queue */
+	u32 queue_index; /* in queues, or the CPU's number */
 };

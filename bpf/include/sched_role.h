@@ -6,7 +6,7 @@
  */
 #pragma once
 
-#include "gpu_activity.h"
+#include "sched_process.h"
 #include "sched_tenant.h"
 
 #define AVERAGE_OVER 4 /* bursts; more would be slower to see that a thread has changed */
@@ -51,6 +51,20 @@ static __always_inline u32 role_of(struct task_struct *p, struct task *t, u64 no
 	return ROLE_OTHER;
 }
 
+/* A role tells more than the phase of the process: that is for threads which have none. */
+static __always_inline void choose_policy(struct task *t)
+{
+	u32 role = t->role;
+
+	t->policy = role == ROLE_LAUNCHER      ? POLICY_LAUNCHER
+		    : role == ROLE_OPTIMIZER   ? POLICY_OPTIMIZER_STEP
+		    : role == ROLE_COLLECTIVE  ? POLICY_NCCL_COLLECTIVE
+		    : role == ROLE_LOADER      ? POLICY_DATA_LOADING
+		    : role == ROLE_INTERACTIVE ? POLICY_INTERACTIVE
+		    : t->hint_until	       ? t->phase
+					       : POLICY_UNKNOWN;
+}
+
 static __always_inline void decide_role(struct task_struct *p, struct task *t, u64 now)
 {
 	u32 role = role_of(p, t, now);
@@ -58,12 +72,7 @@ static __always_inline void decide_role(struct task_struct *p, struct task *t, u
 	if (role != t->role)
 		count(role_changes);
 	t->role = role;
-	t->policy = role == ROLE_LAUNCHER      ? POLICY_LAUNCHER
-		    : role == ROLE_OPTIMIZER   ? POLICY_OPTIMIZER_STEP
-		    : role == ROLE_COLLECTIVE  ? POLICY_NCCL_COLLECTIVE
-		    : role == ROLE_LOADER      ? POLICY_DATA_LOADING
-		    : role == ROLE_INTERACTIVE ? POLICY_INTERACTIVE
-					       : POLICY_UNKNOWN;
+	choose_policy(t);
 }
 
 static __always_inline const struct policy *policy_of(const struct task *t)
@@ -73,12 +82,15 @@ static __always_inline const struct policy *policy_of(const struct task *t)
 
 /* ---- What is noted as a task sleeps, wakes and runs ---- */
 
-static __always_inline void note_sleep(struct task_struct *task, struct task *t)
+static __always_inline void note_sleep(struct task_struct *task, struct task *t, u64 now)
 {
-	u64 now = bpf_ktime_get_ns();
 	/* One long burst is an accident, such as a hypervisor that ran something else: three are a habit. */
 	u64 most = 2 * t->run_avg_ns + settings.short_burst_ns / 4;
 
+	t->unsent.bursts++;
+	t->unsent.burst_ns += t->burst_ns;
+	t->unsent.futexes += t->futexes;
+	latest(&t->unsent.longest_burst_ns, t->burst_ns);
 	average(&t->run_avg_ns, t->burst_ns < most ? t->burst_ns : most);
 	t->burst_ns = 0;
 	decide_role(task, t, now);
@@ -88,8 +100,8 @@ static __always_inline void note_sleep(struct task_struct *task, struct task *t)
 	t->io_sleep = BPF_CORE_READ_BITFIELD(task, in_iowait);
 }
 
-/* The first call after a sleep counts. */
-static __always_inline void note_wake(struct task *t)
+/* The task woke, if it slept: the first call after a sleep counts. */
+static __always_inline void note_wake(struct task_struct *p, struct task *t)
 {
 	u64 now, slept;
 
@@ -97,11 +109,16 @@ static __always_inline void note_wake(struct task *t)
 		return;
 	now = bpf_ktime_get_ns();
 	slept = now - t->slept_at;
+	t->unsent.sleep_ns += slept;
+	if (t->io_sleep)
+		t->unsent.io_wait_ns += slept;
 	/* A long sleep says no more than that it was long. */
 	if (slept > RECENT_NS)
 		slept = RECENT_NS;
 	average(&t->sleep_avg_ns, slept);
 	average(&t->io_avg_ns, t->io_sleep ? slept : 0);
+	find_hint(p, t, now);
+	choose_policy(t);
 	t->slept_at = 0;
 	t->woke_at = t->ready_at = now;
 }
@@ -110,6 +127,8 @@ static __always_inline void note_wake(struct task *t)
 static __always_inline void note_slice(struct task_struct *p, struct task *t, u64 now)
 {
 	t->used_up = true;
+	find_hint(p, t, now);
+	choose_policy(t);
 	if (t->role != ROLE_OTHER && t->burst_ns > 2 * settings.short_burst_ns)
 		decide_role(p, t, now);
 }

@@ -141,6 +141,24 @@ struct {
 	__type(value, struct delays);
 } delays SEC(".maps");
 
+/* By process (thread group). Not preallocated: they are large, and few entries are used. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, u32);
+	__type(value, struct hint);
+} hints SEC(".maps");
+
+/* What is done now goes into the one of settings.epoch & 1, while user space reads and clears the other. */
+struct activity_table {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, u32);
+	__type(value, struct activity);
+} activity_0 SEC(".maps"), activity_1 SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

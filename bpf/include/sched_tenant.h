@@ -205,6 +205,7 @@ static __always_inline void charge_run(struct task_struct *p, struct task *t, st
 	t->exec_at_start = received;
 	t->vtime += charge(p, ran);
 	t->burst_ns += ran;
+	t->unsent.run_ns += ran;
 	if (t->urgent)
 		here->urgent_ns += ran;
 	tenant->seen_at = bpf_ktime_get_ns();
@@ -220,6 +221,8 @@ static __always_inline void note_wait(struct task *t, u64 now)
 	s64 waited = now - t->ready_at;
 	u64 *longest;
 
+	if (t->ready_at && waited > 0)
+		t->unsent.wait_ns += waited;
 	if (use && t->ready_at && waited > 0) {
 		use->wait_ns += waited;
 		longest = &use->longest_wait_ns[use->epoch & 1];

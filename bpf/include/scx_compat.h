@@ -56,6 +56,9 @@ struct css_set {
 } __relocated;
 
 struct task_struct {
+	int tgid;
+	u64 start_boottime;
+	struct task_struct *group_leader;
 	struct css_set *cgroups;
 	unsigned int flags;
 	int nr_cpus_allowed;
@@ -121,6 +124,7 @@ struct bpf_cpumask *bpf_cpumask_create(void) __ksym;
 void bpf_cpumask_release(struct bpf_cpumask *mask) __ksym;
 void bpf_cpumask_set_cpu(u32 cpu, struct bpf_cpumask *mask) __ksym;
 bool bpf_cpumask_test_cpu(u32 cpu, const struct cpumask *mask) __ksym;
+bool bpf_cpumask_intersects(const struct cpumask *a, const struct cpumask *b) __ksym;
 u32 bpf_cpumask_weight(const struct cpumask *mask) __ksym;
 const struct cpumask *scx_bpf_get_online_cpumask(void) __ksym;
 void scx_bpf_put_cpumask(const struct cpumask *mask) __ksym;

@@ -50,11 +50,12 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Conflict:
-    """A value that is wrong because of another: the path of its key, what is wrong, and what to write."""
+    """A value that is wrong because of another: the paths of both keys, what is wrong, and what to write."""
 
     path: tuple[str, ...]
     category: str
     suggestion: str
+    other: tuple[str, ...] = ()
 
 
 def option(
@@ -311,7 +312,9 @@ class _Reader:
         config = self._read_table((), schema, schema(), document)
         if not self.problems and isinstance(config, _Conflicting):
             for conflict in config.conflicts():
-                self._problem("config-conflict", conflict.category, conflict.suggestion, conflict.path)
+                # Either may be a default, which no line says.
+                written = [path for path in (conflict.path, conflict.other) if path in self._lines]
+                self._problem("config-conflict", conflict.category, conflict.suggestion, *written)
         return typing.cast(T, config)
 
     def _read_table(self, path: Keys, schema: Any, default: Any, content: dict[str, Any]) -> Any:
@@ -394,14 +397,17 @@ class _Reader:
         suggestion = f"Did you mean '{near[0]}'?" if near else f"Known here: {', '.join(known) or 'none'}"
         self._problem("config-unknown", f"Unknown {what} '{name}'{where}", suggestion, path)
 
-    def _problem(self, code: str, category: str, suggestion: str, path: Keys) -> None:
+    def _problem(self, code: str, category: str, suggestion: str, *paths: Keys) -> None:
         self.problems.append(
             Problem(
                 code=code,
                 category=category,
                 subject=self.file,
                 suggestion=suggestion,
-                locations=(_location(self.text, self.file, self._lines.get(path[: toml_lines.MAX_DEPTH])),),
+                locations=tuple(
+                    _location(self.text, self.file, self._lines.get(path[: toml_lines.MAX_DEPTH]))
+                    for path in paths
+                ),
             )
         )
 

@@ -37,6 +37,28 @@ case "$1" in
 esac
 """
 
+VERDICT = {
+    "pid": 42,
+    "phase": "data_loading",
+    "next_phase": "gpu_compute",
+    "seen_in_a_row": 2,
+    "signals": {
+        "io_wait_fraction": 0.5,
+        "cpu_burst_ns": 1_500_000,
+        "gpu_utilization": 7.0,
+        "since_gpu_sync_s": None,
+        "nccl_active": None,
+        "futex_waits": 3,
+    },
+    "roles": ["loader"],
+    "tenant": "research",
+    "node": 1,
+    "node_from": "gpu",
+    "last_cpu": 3,
+    "run_ns": 1,
+    "idle_seconds": 0.0,
+}
+
 DAEMON = {
     "version": "0",
     "enabled": True,
@@ -46,6 +68,12 @@ DAEMON = {
     "ejections": 0,
     "settings_in_use": True,
     "gpus": {"unavailable": None, "list": [{"index": 0, "uuid": "GPU-0", "pci": None, "node": None}]},
+    "signals": {
+        "io_wait_fraction": {"up": True, "absent": None},
+        "since_gpu_sync_s": {"up": False, "absent": "no probes"},
+    },
+    "phases": {"unknown": {"processes": 0, "percent": None}, "gpu_compute": {"processes": 2, "percent": 9.0}},
+    "processes": [{**VERDICT, "name": "python"}],
     "roles": [
         {"role": "launcher", "wakeups": 7, "delay_p50_seconds": 0.000128, "delay_p99_seconds": 0.002048},
         {"role": "other", "wakeups": 0, "delay_p50_seconds": None, "delay_p99_seconds": None},
@@ -211,6 +239,86 @@ def test_status_shows_the_kernel_the_service_and_the_daemon(
     assert data["daemon"] == DAEMON
 
 
+EXPLANATION = {
+    "pid": 42,
+    "name": "python",
+    "cgroup": "/ml.slice/job",
+    "tenant": {"name": "research", "class": "training", "weight": 305},
+    "gpus": [0, 1],
+    "cpus_allowed": "0-7",
+    "cpus_preferred": [4, 5, 6, 7],
+    "verdict": VERDICT,
+    "evidence": [
+        {
+            "phase": "data_loading",
+            "signal": "io_wait_fraction",
+            "condition": "above 0.3",
+            "value": 0.5,
+            "holds": True,
+        },
+        {
+            "phase": "optimizer_step",
+            "signal": "since_gpu_sync_s",
+            "condition": "at most 1 s ago",
+            "value": None,
+            "holds": False,
+        },
+    ],
+    "absent": {"since_gpu_sync_s": "no probes"},
+    "threads": [
+        {
+            "tid": 43,
+            "role": "loader",
+            "policy": "POLICY_DATA_LOADING",
+            "run_avg_ns": 1_000_000,
+            "sleep_avg_ns": 2_000_000,
+            "io_avg_ns": 1_500_000,
+        }
+    ],
+}
+
+
+def test_explain_says_why(host: FakeHost, daemon: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    daemon["/explain"] = (200, EXPLANATION)
+    status, out, _ = run(capsys, "explain", "42")
+    assert status == 0
+    for words in (
+        "research, class training, weight 305",
+        "prefers 4,5,6,7: node 1, next to its gpu",
+        "gpu_compute was seen 2 times in a row",
+        "since_gpu_sync_s is absent: no probes",
+    ):
+        assert words in out
+    rows = [line.split() for line in out.splitlines()]
+    assert ["data_loading", "io_wait_fraction", "above", "0.3", "0.5", "holds"] in rows
+    assert ["optimizer_step", "since_gpu_sync_s", "at", "most", "1", "s", "ago", "absent"] in rows
+    assert ["43", "loader", "data_loading", "1", "ms", "2", "ms", "1.5", "ms"] in rows
+    assert json.loads(run(capsys, "explain", "42", "--format=json")[1]) == {"status": "ok", **EXPLANATION}
+
+
+def test_explain_of_a_process_that_sleeps_or_is_none(
+    host: FakeHost, daemon: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sleeping = {"verdict": None, "evidence": [], "threads": [], "cpus_preferred": [], "tenant": None}
+    daemon["/explain"] = (200, EXPLANATION | sleeping)
+    assert "it did nothing lately" in run(capsys, "explain", "42")[1]
+    daemon["/explain"] = (404, {"error": "There is no process 42"})
+    status, _, err = run(capsys, "explain", "42")
+    assert status == 1
+    assert "There is no process 42" in err
+
+
+def test_status_shows_processes_with_the_signals_behind_their_phases(
+    host: FakeHost, daemon: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = run(capsys, "status")[1]
+    assert "absent: since_gpu_sync_s (no probes)" in out
+    assert "gpu_compute 2\n" in out
+    row = next(line for line in out.splitlines() if line.startswith("42 "))
+    words = "42 python data_loading 50% 1.5 ms 7% - - 3 research 1"
+    assert row.split() == words.split()
+
+
 def test_status_without_a_daemon_says_so_and_shows_the_rest(
     host: FakeHost, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -283,6 +391,8 @@ def test_ab_refuses_a_service_whose_scheduler_is_off(
     [
         [],
         ["stauts"],
+        ["explain"],
+        ["explain", "self"],
         ["ab"],
         ["ab", "--"],
         ["ab", "--duration", "soon", "--", "true"],

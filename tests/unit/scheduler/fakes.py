@@ -3,36 +3,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from zernel.scheduler.classifier import Hint
-from zernel.scheduler.maps import Delay, Tenant, Use
+from zernel.scheduler.maps import Activity, Delay, Hint, Task, Tenant, Use
 from zernel.scheduler.policy import Role
 
 MS = 1_000_000
 S = 1000 * MS
 
 
-@dataclass
-class Activity:
-    """What a process did in one epoch; by default 1 ms of CPU time in one burst, and 99 ms of sleep."""
+IDLE = Activity(
+    start_ticks=1,
+    run_ns=MS,
+    wait_ns=0,
+    sleep_ns=99 * MS,
+    io_wait_ns=0,
+    bursts=1,
+    burst_ns=MS,
+    longest_burst_ns=MS,
+    futexes=0,
+    gpu_sync_ns=None,
+    gpu_launch_ns=None,
+    nccl_ns=None,
+    cgroup=0,
+    tenant=0,
+    cpu=0,
+    roles=frozenset(),
+)
 
-    start_ticks: int = 1
-    run_ns: int = MS
-    io_wait_ns: int = 0
-    sleep_ns: int = 99 * MS
-    bursts: int = 1
-    burst_ns: int = MS
-    futex_waits: int = 0
-    gpu_sync_ns: int = 0
-    gpu_launch_ns: int = 0
-    nccl_ns: int = 0
-    tenant: int = 0
-    roles: frozenset[Role] = frozenset()
-    last_cpu: int = 0
-    cgroup: int = 1
+
+def activity(**did: Any) -> Activity:
+    """Return what a process did in an epoch: by default one burst of 1 ms, and 99 ms of sleep."""
+    return dataclasses.replace(IDLE, **did)
 
 
 @dataclass
@@ -47,12 +53,14 @@ class FakeMaps:
     use: dict[int, Use] = field(default_factory=dict)
     delay: Delay = field(default_factory=lambda: Delay((0,) * 24, 0.0))
     tenant_writes: int = 0
+    tasks: dict[int, Task] = field(default_factory=dict)
     epochs: int = 0
     futex_signal: bool = True
     gpu_signal: bool = True
 
     def drain(self) -> dict[int, Activity]:
         drained, self.activity = self.activity, {}
+        self.epochs += 1
         return drained
 
     def set_hints(self, hints: Mapping[int, Hint]) -> None:
@@ -63,14 +71,27 @@ class FakeMaps:
         self.tenants, self.cgroups = dict(tenants), dict(cgroups)
         self.tenant_writes += 1
 
-    def tenant_use(self) -> dict[int, Use]:
-        return dict(self.use)
+    def tenant_use(self, tenants: Iterable[int]) -> dict[int, Use]:
+        return {index: self.use[index] for index in tenants if index in self.use}
 
     def delays(self) -> dict[Role, Delay]:
         return {Role.LAUNCHER: self.delay}
 
-    def next_epoch(self) -> None:
-        self.epochs += 1
+    def task(self, thread: int) -> Task | None:
+        return self.tasks.get(thread)
+
+
+def two_nodes(root: Path) -> None:
+    """Make a host of two nodes with two CPUs each below ``root``/sys."""
+    system = root / "sys/devices/system"
+    for name, text in (
+        ("cpu/possible", "0-3"),
+        ("node/online", "0-1"),
+        ("node/node0/cpulist", "0-1"),
+        ("node/node1/cpulist", "2-3"),
+    ):
+        (system / name).parent.mkdir(parents=True, exist_ok=True)
+        (system / name).write_text(f"{text}\n")
 
 
 def process(root: Path, pid: int, *, start_ticks: int = 1, memory: str = "0-1", cgroup: str = "/") -> None:
@@ -80,5 +101,6 @@ def process(root: Path, pid: int, *, start_ticks: int = 1, memory: str = "0-1", 
     after_name = ["S", *["0"] * 18, str(start_ticks), *["0"] * 30]
     (directory / "stat").write_text(f"{pid} (py) th)on) {' '.join(after_name)}\n")
     (directory / "comm").write_text("py) th)on\n")
-    (directory / "status").write_text(f"Name:\tpy\nMems_allowed:\t3\nMems_allowed_list:\t{memory}\n")
+    status = f"Name:\tpy\nMems_allowed:\t3\nMems_allowed_list:\t{memory}\nCpus_allowed_list:\t0-3\n"
+    (directory / "status").write_text(status)
     (directory / "cgroup").write_text(f"0::{cgroup}\n")

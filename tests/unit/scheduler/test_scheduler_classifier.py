@@ -11,17 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zernel.scheduler import gpu, processes
-from zernel.scheduler.classifier import MEMORY_READS, Classifier, Hint, Settings
+from zernel.scheduler.classifier import PROC_READS, Classifier, Settings
+from zernel.scheduler.maps import Activity, Hint
 from zernel.scheduler.policy import Phase
-from zernel.scheduler.tables import Affinity, ProcessDetection
+from zernel.scheduler.tables import Numa, PhaseDetection
 from zernel.scheduler.topology import Topology
 
-from .fakes import MS, Activity, FakeMaps, S, process
+from .fakes import MS, FakeMaps, S, activity, process
 
-SETTINGS = Settings(ProcessDetection(), Affinity(), short_burst_ns=MS, stale_ns=5 * S, max_processes=1024)
+SETTINGS = Settings(PhaseDetection(), Numa(), short_burst_ns=MS, stale_ns=5 * S, max_processes=1024)
 TWO_NODES = Topology(4, (0, 1), (0, 0, 1, 1), smt=False)
-LOADING = Activity(io_wait_ns=60 * MS)
-OPTIMIZING = Activity(bursts=1, burst_ns=4 * MS, run_ns=4 * MS)
+LOADING = activity(io_wait_ns=60 * MS)
+OPTIMIZING = activity(bursts=1, burst_ns=4 * MS, run_ns=4 * MS)
 NO_GPUS = gpu.Reading()
 
 
@@ -63,7 +64,7 @@ def test_a_process_changes_its_phase_after_three_evaluations_and_the_hint_follow
     assert (host.phase(7), host.maps.hints) == (Phase.UNKNOWN, {})
     host.evaluate({7: LOADING})
     assert host.phase(7) is Phase.DATA_LOADING
-    assert host.maps.hints == {7: Hint(1, Phase.DATA_LOADING, -1)}
+    assert host.maps.hints == {7: Hint(1, Phase.DATA_LOADING, None)}
     assert host.classifier.totals().changes == {(Phase.UNKNOWN, Phase.DATA_LOADING): 1}
 
 
@@ -72,7 +73,7 @@ def test_a_gpu_process_that_does_not_run_is_in_gpu_compute(host: Host) -> None:
     host.gpus({7: {0}}, {7: 95.0})
     host.evaluate(times=3)
     assert host.phase(7) is Phase.GPU_COMPUTE
-    host.evaluate({7: Activity(run_ns=50 * MS, burst_ns=50 * MS)}, times=3)
+    host.evaluate({7: activity(run_ns=50 * MS, burst_ns=50 * MS)}, times=3)
     assert host.phase(7) is Phase.UNKNOWN
 
 
@@ -86,9 +87,9 @@ def test_a_sync_of_an_earlier_epoch_counts_for_a_second(host: Host) -> None:
 
 
 def test_nccl_is_told_apart_where_it_is_switched_on(tmp_path: Path) -> None:
-    collective = Activity(futex_waits=3, nccl_ns=1000 * S)
+    collective = activity(futexes=3, nccl_ns=1000 * S)
     for enabled in (False, True):
-        detection = ProcessDetection(nccl_detection_enabled=enabled)
+        detection = PhaseDetection(nccl_detection_enabled=enabled)
         host = Host(tmp_path, dataclasses.replace(SETTINGS, detection=detection))
         host.evaluate({7: collective}, times=3)
         assert host.phase(7) is (Phase.NCCL_COLLECTIVE if enabled else Phase.UNKNOWN)
@@ -97,11 +98,11 @@ def test_nccl_is_told_apart_where_it_is_switched_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("signal", ["gpu", "futex", "nvml"])
 def test_a_signal_that_is_absent_decides_nothing_and_says_why(tmp_path: Path, signal: str) -> None:
-    detection = ProcessDetection(nccl_detection_enabled=True)
+    detection = PhaseDetection(nccl_detection_enabled=True)
     host = Host(tmp_path, dataclasses.replace(SETTINGS, detection=detection))
     doing = {
         1: dataclasses.replace(OPTIMIZING, gpu_sync_ns=host.now),
-        2: Activity(futex_waits=3, nccl_ns=host.now),
+        2: activity(futexes=3, nccl_ns=host.now),
         3: LOADING,
     }
     if signal == "nvml":
@@ -123,7 +124,7 @@ def test_a_signal_that_is_absent_decides_nothing_and_says_why(tmp_path: Path, si
 
 
 def test_a_burst_that_goes_on_counts_as_long_as_it_was_seen(host: Host) -> None:
-    running = Activity(run_ns=100 * MS, sleep_ns=0, bursts=0, burst_ns=0, gpu_sync_ns=host.now)
+    running = activity(run_ns=100 * MS, sleep_ns=0, bursts=0, burst_ns=0, gpu_sync_ns=host.now)
     host.evaluate({7: running}, times=3)
     assert host.phase(7) is Phase.UNKNOWN
     verdict = host.classifier.verdict(7, host.now)
@@ -142,7 +143,7 @@ def test_another_process_with_the_same_pid_begins_anew(host: Host) -> None:
 def test_what_nvml_says_of_a_pid_is_not_said_of_the_next_process_with_it(host: Host) -> None:
     process(host.root, 7, start_ticks=1)
     host.gpus({7: {0}}, {7: 95.0})
-    host.evaluate({7: Activity(start_ticks=2)}, times=3)
+    host.evaluate({7: activity(start_ticks=2)}, times=3)
     verdict = host.classifier.verdict(7, host.now)
     assert verdict is not None
     assert (verdict.phase, verdict.signals.gpu_utilization) == (Phase.UNKNOWN, None)
@@ -171,14 +172,14 @@ def test_hints_are_written_when_they_change_and_before_they_are_stale(host: Host
 
 
 def test_without_hints_nothing_is_written(host: Host) -> None:
-    host.evaluate({7: Activity()}, times=100)
+    host.evaluate({7: activity()}, times=100)
     assert host.maps.writes <= 1
 
 
 def test_a_gpus_node_is_preferred_by_its_processes_and_those_beside_them(host: Host) -> None:
-    for pid in (1, 2, 3, 4):
-        process(host.root, pid)
-    doing = {1: Activity(cgroup=10), 2: Activity(cgroup=10), 3: Activity(cgroup=20), 4: Activity(cgroup=30)}
+    for pid, cgroup in {1: "/a", 2: "/a", 3: "/b", 4: "/c"}.items():
+        process(host.root, pid, cgroup=cgroup)
+    doing = dict.fromkeys((1, 2, 3, 4), activity())
     host.evaluate(doing)
     host.gpus({1: {1}, 4: {0, 1}}, {})
     host.evaluate(doing)
@@ -195,31 +196,31 @@ def test_a_gpus_node_is_preferred_by_its_processes_and_those_beside_them(host: H
 def test_memory_of_one_node_is_preferred_where_no_gpu_says_otherwise(host: Host) -> None:
     process(host.root, 1, memory="1")
     process(host.root, 2, memory="0-1")
-    host.evaluate({1: Activity(), 2: Activity()}, times=3)
+    host.evaluate({1: activity(), 2: activity()}, times=3)
     assert host.maps.hints == {1: Hint(1, Phase.UNKNOWN, 1)}
 
 
 @pytest.mark.parametrize(
     "numa",
-    [Affinity(enabled=False), Affinity(gpu_affinity=False, memory_affinity=False)],
+    [Numa(enabled=False), Numa(gpu_affinity=False, memory_affinity=False)],
     ids=["off", "neither"],
 )
-def test_affinities_can_be_switched_off(tmp_path: Path, numa: Affinity) -> None:
+def test_affinities_can_be_switched_off(tmp_path: Path, numa: Numa) -> None:
     host = Host(tmp_path, dataclasses.replace(SETTINGS, numa=numa))
     process(tmp_path, 1, memory="1")
     host.gpus({1: {1}}, {})
-    host.evaluate({1: Activity()}, times=3)
+    host.evaluate({1: activity()}, times=3)
     assert host.maps.hints == {}
 
 
 def test_a_fork_storm_reads_little_of_proc(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     monkeypatch.setattr(processes, "memory_node", lambda pid, root: read.append(pid))
-    storm = {pid: Activity() for pid in range(1, 500)}
+    storm = {pid: activity() for pid in range(1, 500)}
     host.evaluate(storm)
     assert not read
     host.evaluate(storm)
-    assert len(read) == MEMORY_READS
+    assert len(read) == PROC_READS
     host.evaluate(storm, times=40)
     assert sorted(read) == sorted(storm)
 
@@ -244,7 +245,7 @@ def test_time_in_a_phase_adds_up(host: Host) -> None:
 
 def test_new_thresholds_count_at_once_and_phases_stay(host: Host) -> None:
     host.evaluate({7: LOADING}, times=3)
-    detection = ProcessDetection(io_wait_threshold=0.9, phase_stability_count=1)
+    detection = PhaseDetection(io_wait_threshold=0.9, phase_stability_count=1)
     host.classifier.configure(dataclasses.replace(SETTINGS, detection=detection), TWO_NODES)
     assert host.phase(7) is Phase.DATA_LOADING
     host.evaluate({7: LOADING})
@@ -252,14 +253,14 @@ def test_new_thresholds_count_at_once_and_phases_stay(host: Host) -> None:
 
 
 ACTIVITY = st.builds(
-    Activity,
+    activity,
     start_ticks=st.integers(1, 2),
     run_ns=st.integers(0, S),
     io_wait_ns=st.integers(0, S),
     sleep_ns=st.integers(0, S),
     bursts=st.integers(0, 5),
     burst_ns=st.integers(0, S),
-    futex_waits=st.integers(0, 3),
+    futexes=st.integers(0, 3),
     gpu_sync_ns=st.integers(999 * S, 1010 * S),
     nccl_ns=st.integers(999 * S, 1010 * S),
 )
@@ -270,7 +271,7 @@ EPOCHS = st.lists(st.dictionaries(st.integers(1, 4), ACTIVITY, max_size=4), max_
 def test_counts_and_hints_always_agree_with_the_verdicts(
     tmp_path_factory: pytest.TempPathFactory, epochs: list[dict[int, Activity]], stable: int, tracked: int
 ) -> None:
-    detection = ProcessDetection(phase_stability_count=stable, nccl_detection_enabled=True)
+    detection = PhaseDetection(phase_stability_count=stable, nccl_detection_enabled=True)
     settings = dataclasses.replace(SETTINGS, detection=detection, max_processes=tracked, stale_ns=300 * MS)
     host = Host(tmp_path_factory.getbasetemp(), settings)
     for epoch in epochs:

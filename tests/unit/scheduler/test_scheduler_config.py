@@ -54,11 +54,18 @@ def test_the_shipped_file_is_what_the_program_dumps_and_holds_the_defaults() -> 
 
 # Keys of the scheduler document, with its defaults.
 DOCUMENT = {
+    ("general", "phase_eval_interval_ms"): 100,
     ("general", "gpu_poll_interval_ms"): 500,
+    ("general", "max_tracked_tasks"): 65536,
     ("phase_detection", "io_wait_threshold"): 0.3,
     ("phase_detection", "optimizer_burst_max_ns"): 5_000_000,
+    ("phase_detection", "gpu_idle_threshold"): 10,
+    ("phase_detection", "gpu_active_threshold"): 80,
+    ("phase_detection", "phase_stability_count"): 3,
     ("phase_detection", "nccl_detection_enabled"): False,
     ("numa", "enabled"): True,
+    ("numa", "gpu_affinity"): True,
+    ("numa", "memory_affinity"): True,
     ("multi_tenant", "enabled"): False,
     ("multi_tenant", "default_priority_class"): "normal",
     ("telemetry", "metrics_port"): 9093,
@@ -142,6 +149,8 @@ def test_what_is_written_holds_and_all_else_keeps_its_default(wanted: dict[tuple
     ("text", "line", "words"),
     [
         ("[safety]\nstarvation_bound_ms = 1000\n[scheduler]\nwatchdog_timeout_ms = 1000", 2, "after 1000"),
+        ("[safety]\nhint_lifetime_ms = 200\n[general]\nphase_eval_interval_ms = 101", 2, "every 101"),
+        ("[phase_detection]\ngpu_active_threshold = 5", 2, "a GPU is active from 5 on"),
         ("[tenant.a]\ncgroup = '/x'\n[tenant.b]\ncgroup = '/x'", 4, "'a' and 'b' have one cgroup, /x"),
         ("[tenant.default]\ncgroup = '/x'", 1, "of all tasks that belong to no other"),
         ("[tenant.a]\nclass = 'training'", 1, "[tenant.a] needs 'cgroup'"),

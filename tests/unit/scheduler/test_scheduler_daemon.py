@@ -168,7 +168,7 @@ def test_metrics_and_readiness_tell_what_is_known(host: Host, running: Running) 
     assert 'zernel_scheduler_placements_total{place="idle_cpu"} 10.0' in text
     assert 'zernel_scheduler_tasks{type="total"} 10.0' in text
     assert "zernel_scheduler_load_seconds 0.25" in text
-    assert "phase" not in text
+    assert "zernel_scheduler_phase_transitions_total 0.0" in text
     assert get(port, "/-/ready") == "ready\n"
 
 

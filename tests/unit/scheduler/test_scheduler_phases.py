@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from zernel.scheduler.phases import Rules, Signals, Stability
 from zernel.scheduler.policy import Phase
-from zernel.scheduler.tables import ProcessDetection
+from zernel.scheduler.tables import PhaseDetection
 
 MS = 1_000_000
-RULES = Rules(ProcessDetection(), short_burst_ns=MS)
+RULES = Rules(PhaseDetection(), short_burst_ns=MS)
 
 LOADING = Signals(io_wait_fraction=0.31, gpu_utilization=9.9)
 COMPUTING = Signals(gpu_utilization=80.1, cpu_burst_ns=0)
@@ -72,7 +72,7 @@ def test_at_its_threshold_a_signal_says_nothing(signals: Signals, change: dict[s
     ],
 )
 def test_each_threshold_of_the_file_counts(key: str, value: float, signals: Signals) -> None:
-    other = Rules(dataclasses.replace(ProcessDetection(), **{key: value}), short_burst_ns=MS)  # type: ignore[arg-type]
+    other = Rules(dataclasses.replace(PhaseDetection(), **{key: value}), short_burst_ns=MS)  # type: ignore[arg-type]
     assert RULES.classify(signals) is not Phase.UNKNOWN
     assert other.classify(signals) is Phase.UNKNOWN
 

@@ -6,14 +6,14 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
 from typing import Any
 
+from zernel.cli import scheduler_text
 from zernel.cli.output import add_format_option, print_result
 from zernel.errors import ZernelError, fail
 from zernel.scheduler import ab, control
 
-_STATUS_HELP = "say what runs the tasks, and what is known of tenants and GPUs"
+_STATUS_HELP = "say what runs the tasks, and what is known of processes, tenants and GPUs"
 _AB_EPILOG = """\
 Without --value a run's figure is the time that COMMAND takes. With it, it is the number that the pattern's
 first group matched last in the command's output; a command that goes on is then ended after --duration. A
@@ -33,6 +33,11 @@ def register(parser: argparse.ArgumentParser) -> None:
         verb = verbs.add_parser(name, help=summary, description=summary)
         add_format_option(verb)
         verb.set_defaults(act=act)
+    summary = "say why a process is in its phase, whose it is, and which CPUs it gets"
+    explain = verbs.add_parser("explain", help=summary, description=summary)
+    explain.add_argument("pid", type=int, metavar="PID", help="a process")
+    add_format_option(explain)
+    explain.set_defaults(act=_explain)
     _register_ab(verbs.add_parser("ab", help="run a command under both schedulers in turns, and compare"))
 
 
@@ -62,7 +67,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _status(args: argparse.Namespace, host: control.Host) -> int:
     data = gather(host)
-    print_result(data, args.format, lambda: "\n".join(status_lines(data)))
+    print_result(data, args.format, lambda: "\n".join(scheduler_text.status_lines(data)))
+    return 0
+
+
+def _explain(args: argparse.Namespace, host: control.Host) -> int:
+    data = {"status": "ok", **host.ask("/explain", pid=args.pid)}
+    print_result(data, args.format, lambda: "\n".join(scheduler_text.explanation_lines(data)))
     return 0
 
 
@@ -99,7 +110,7 @@ def _ab(args: argparse.Namespace, host: control.Host) -> int:
     switch = _ServiceSwitch(host)
     result = ab.compare(workload, switch, args.rounds, lambda line: print(line, file=sys.stderr))
     data = {"status": "ok", "command": list(command), **result.as_dict()}
-    print_result(data, args.format, lambda: "\n".join(result_lines(result)))
+    print_result(data, args.format, lambda: "\n".join(scheduler_text.result_lines(result)))
     return 0
 
 
@@ -147,102 +158,3 @@ def gather(host: control.Host) -> dict[str, Any]:
         "daemon": daemon,
         "daemon_unavailable": why,
     }
-
-
-def status_lines(data: dict[str, Any]) -> list[str]:
-    """Return the status for people."""
-    of_kernel, service, daemon = data["kernel"], data["service"], data["daemon"]
-    if of_kernel["state"] is None:
-        state = "the kernel has no sched_ext ('zernel doctor' says what it takes)"
-    else:
-        loaded = f", loaded: {of_kernel['scheduler']}" if of_kernel["scheduler"] else ""
-        state = f"sched_ext is {of_kernel['state']}{loaded}"
-    lines = [
-        f"tasks     run by {_who(data['runs_tasks'])}",
-        f"kernel    {state}",
-        f"service   {service['active'] or 'unknown'}, at boot: {service['boot'] or 'unknown'}",
-    ]
-    if service["says"]:
-        lines.append(f"          {service['says']}")
-    if daemon is None:
-        return [*lines, f"daemon    {data['daemon_unavailable']}"]
-    if daemon["off"]:
-        what = "STAYING OFF until a reload" if daemon["gave_up"] else "off, will try again"
-        lines.append(f"daemon    {what}: {daemon['off']}")
-    lines.append(f"daemon    {daemon['loads']} loads, {daemon['ejections']} ejections")
-    gpus = daemon["gpus"]
-    words = gpus["unavailable"] or f"{len(gpus['list'])} known to NVML"
-    lines.append(f"GPUs      {words}")
-    for part in (_role_lines(daemon["roles"]), _tenant_lines(daemon["tenants"])):
-        lines += ["", *part] if part else []
-    return lines
-
-
-def _who(name: str) -> str:
-    return {"zernel": "Zernel's scheduler", "kernel": "the kernel's own scheduler"}.get(name, f"'{name}'")
-
-
-def _role_lines(roles: list[dict[str, Any]]) -> list[str]:
-    """Return how soon threads of each role run, once one was seen."""
-    table = [("ROLE", "WAKE-UPS", "MEDIAN DELAY", "99%")]
-    for one in roles:
-        if one["wakeups"]:
-            delays = (_below(one["delay_p50_seconds"]), _below(one["delay_p99_seconds"]))
-            table.append((one["role"], str(one["wakeups"]), *delays))
-    return columns(table) if len(table) > 1 else []
-
-
-def _below(delay: float) -> str:
-    return f"< {delay * 1000:.3g} ms"
-
-
-def _tenant_lines(tenants: list[dict[str, Any]]) -> list[str]:
-    if not tenants:
-        return []
-    table = [("TENANT", "CLASS", "GPUS", "WEIGHT", "WANTED", "GOT", "LONGEST WAIT", "CGROUP")]
-    for one in tenants:
-        wait = one["longest_wait_seconds"]
-        table.append(
-            (
-                one["name"],
-                one["class"],
-                f"{one['gpus']:g}",
-                str(one["weight"]),
-                _percent(one["share_wanted"]),
-                _percent(one["share_received"]),
-                "-" if wait is None else f"{wait * 1000:.1f} ms",
-                one["absent"] or one["cgroup"] or "all others",
-            )
-        )
-    return columns(table)
-
-
-def _percent(part: float | None) -> str:
-    return "-" if part is None else f"{part:.0%}"
-
-
-def columns(table: Sequence[tuple[str, ...]]) -> list[str]:
-    """Return rows of words as lines, with the columns below each other."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
-
-
-def result_lines(result: ab.Result) -> list[str]:
-    """Return a comparison for people."""
-    rows = [("ROUND", "KERNEL", "ZERNEL", "RATIO")]
-    figures = zip(result.kernel, result.zernel, result.ratios, strict=True)
-    for number, (theirs, ours, ratio) in enumerate(figures, start=1):
-        rows.append((str(number), f"{theirs:.4g}", f"{ours:.4g}", f"{ratio:.3f}"))
-    better = "less" if result.lower_is_better else "more"
-    verdict = {
-        "better": "Zernel's scheduler is better for this: every round agrees",
-        "worse": "the kernel's own scheduler is better for this: every round agrees",
-        "unclear": f"no clear difference: it takes {ab.CLEAR_ROUNDS} rounds or more that all agree",
-    }[result.verdict]
-    spread = f"{min(result.ratios):.3f} to {max(result.ratios):.3f}"
-    return [
-        *columns(rows),
-        "",
-        f"Zernel / kernel: {result.ratio:.3f} (median; {spread}); {better} is better",
-        verdict,
-    ]

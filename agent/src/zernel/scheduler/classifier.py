@@ -13,50 +13,21 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from zernel.scheduler import gpu, processes
+from zernel.scheduler.config import Config
+from zernel.scheduler.maps import Activity, Hint
 from zernel.scheduler.phases import RECENT_S, Evidence, Rules, Signals, Stability
 from zernel.scheduler.policy import Phase, Role
-from zernel.scheduler.tables import Affinity, ProcessDetection
+from zernel.scheduler.tables import Numa, PhaseDetection
+from zernel.scheduler.tenants import cgroup_of
 from zernel.scheduler.topology import Topology
 
-MEMORY_READS = 16
-"""Processes per evaluation whose allowed memory is read: a fork storm must not keep the daemon busy."""
+PROC_READS = 16
+"""Processes per evaluation that are looked up in /proc: a fork storm must not keep the daemon busy."""
 
 _RECENT_NS = int(RECENT_S * 1e9)
-
-
-class Activity(Protocol):
-    """What the threads of one process did in one epoch: ``struct activity`` of sched_intf.h.
-
-    Times ending in ``_sync_ns``, ``_launch_ns`` and ``nccl_ns`` are those of the last such call
-    (CLOCK_MONOTONIC), 0 for none; the others are sums over the epoch.
-    """
-
-    start_ticks: int
-    run_ns: int
-    io_wait_ns: int
-    sleep_ns: int
-    bursts: int
-    burst_ns: int
-    futex_waits: int
-    gpu_sync_ns: int
-    gpu_launch_ns: int
-    nccl_ns: int
-    tenant: int
-    roles: frozenset[Role]
-    last_cpu: int
-    cgroup: int
-
-
-@dataclass(frozen=True, slots=True)
-class Hint:
-    """What the BPF side is told of a process: ``struct hint``. ``node`` indexes the topology's; -1: none."""
-
-    start_ticks: int
-    phase: Phase
-    node: int
 
 
 class Maps(Protocol):
@@ -81,11 +52,22 @@ class Maps(Protocol):
 class Settings:
     """The part of a configuration that counts here."""
 
-    detection: ProcessDetection
-    numa: Affinity
+    detection: PhaseDetection
+    numa: Numa
     short_burst_ns: int
     stale_ns: int
     max_processes: int
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """Return what a settings file asks for."""
+        return cls(
+            detection=config.phase_detection,
+            numa=config.numa,
+            short_burst_ns=config.scheduler.short_burst_us * 1000,
+            stale_ns=config.safety.hint_lifetime_ms * 1_000_000,
+            max_processes=config.general.max_tracked_tasks,
+        )
 
 
 class Process:
@@ -96,8 +78,8 @@ class Process:
         "evaluated",
         "last_cpu",
         "launch_ns",
+        "looked_up",
         "memory_node",
-        "memory_read",
         "nccl_ns",
         "pid",
         "roles",
@@ -119,10 +101,11 @@ class Process:
         self.seen_ns = 0
         self.sync_ns = self.launch_ns = self.nccl_ns = 0
         self.roles: frozenset[Role] = frozenset()
-        self.run_ns = self.cgroup = self.tenant = 0
+        self.run_ns = self.tenant = 0
+        self.cgroup: str | None = None
         self.last_cpu: int | None = None
         self.memory_node: int | None = None
-        self.uses_gpu = self.evaluated = self.memory_read = False
+        self.uses_gpu = self.evaluated = self.looked_up = False
 
     @property
     def is_ml(self) -> bool:
@@ -146,7 +129,6 @@ class Verdict:
     signals: Signals
     roles: frozenset[Role]
     tenant: int
-    cgroup: int
     node: int | None
     node_from: str | None
     last_cpu: int | None
@@ -183,9 +165,11 @@ class Classifier:
         self._changes: Counter[tuple[Phase, Phase]] = Counter()
         self._untracked = 0
         self._gpu = gpu.Reading(unavailable="NVML was not asked yet")
+        # Of the processes that hold GPUs: when each started, and its cgroup.
         self._identities: dict[int, int] = {}
+        self._holders_cgroups: dict[int, str | None] = {}
         self._node_of_gpu: dict[int, int] = {}
-        self._node_of_cgroup: dict[int, int | None] = {}
+        self._node_of_cgroup: dict[str, int | None] = {}
         self._futex = self._probes = False
         self.configure(settings, topology)
 
@@ -206,9 +190,11 @@ class Classifier:
     def see_gpus(self, reading: gpu.Reading) -> None:
         """Take in what NVML said. A pid in it means the process that has it now."""
         ticks = {pid: processes.start_ticks(pid, self._root) for pid in reading.holders}
+        cgroups = {pid: cgroup_of(pid, self._root) for pid in reading.holders}
         with self._lock:
             self._gpu = reading
             self._identities = {pid: start for pid, start in ticks.items() if start is not None}
+            self._holders_cgroups = cgroups
             self._place_gpus()
 
     def evaluate(self, maps: Maps, now_ns: int) -> None:
@@ -220,15 +206,16 @@ class Classifier:
         with self._lock:
             self._futex, self._probes = maps.futex_signal, maps.gpu_signal
             self._account(now_ns)
-            memory_reads = MEMORY_READS
+            reads = PROC_READS
             for pid, activity in drained.items():
                 process = self._of(pid, activity.start_ticks)
                 if process is None:
                     continue
-                if self._reads_memory(process) and memory_reads:
-                    memory_reads -= 1
-                    process.memory_read = True
+                if reads and self._looks_up(process):
+                    reads -= 1
+                    process.looked_up = True
                     process.memory_node = processes.memory_node(pid, self._root)
+                    process.cgroup = cgroup_of(pid, self._root)
                 self._judge(process, activity, now_ns)
             for pid, start in self._identities.items():
                 if pid not in drained and (process := self._of(pid, start)) is not None:
@@ -268,11 +255,11 @@ class Classifier:
         with self._lock:
             probes = nccl = futex = None
             if not self._probes:
-                probes = nccl = "zerneld's GPU probes do not tell: it does not run, or is of another version"
-            if not self._settings.detection.nccl_detection_enabled:
-                nccl = "nccl_detection_enabled is false"
+                probes = nccl = "no map is shared with zerneld's GPU probes: /sys/fs/bpf is not there"
             if not self._futex:
-                futex = "the kernel has no tracepoint of futex system calls"
+                futex = "the tracepoint of futex system calls cannot be used"
+            if not self._settings.detection.nccl_detection_enabled:
+                nccl = futex = "nccl_detection_enabled is false"
             return {
                 "io_wait_fraction": None,
                 "cpu_burst_ns": None,
@@ -308,11 +295,10 @@ class Classifier:
         if activity is not None:
             process.seen_ns = now_ns
             process.run_ns = activity.run_ns
-            process.cgroup, process.tenant = activity.cgroup, activity.tenant
-            process.roles, process.last_cpu = activity.roles, activity.last_cpu
-            process.sync_ns = max(process.sync_ns, activity.gpu_sync_ns)
-            process.launch_ns = max(process.launch_ns, activity.gpu_launch_ns)
-            process.nccl_ns = max(process.nccl_ns, activity.nccl_ns)
+            process.tenant, process.roles, process.last_cpu = activity.tenant, activity.roles, activity.cpu
+            process.sync_ns = max(process.sync_ns, activity.gpu_sync_ns or 0)
+            process.launch_ns = max(process.launch_ns, activity.gpu_launch_ns or 0)
+            process.nccl_ns = max(process.nccl_ns, activity.nccl_ns or 0)
         elif not process.seen_ns:
             process.seen_ns = now_ns
         process.evaluated = True
@@ -337,10 +323,10 @@ class Classifier:
             io_wait = min(1.0, activity.io_wait_ns / lived) if lived > 0 else None
             # A burst that goes on since the last epoch has ended in none: it lasted as long as was run.
             burst = activity.burst_ns // activity.bursts if activity.bursts else activity.run_ns
-            futex = activity.futex_waits if self._futex else None
+            futex = activity.futexes if self._futex else None
         nccl = None
-        if self._probes and self._settings.detection.nccl_detection_enabled:
-            nccl = process.nccl_ns > 0 and now_ns - process.nccl_ns <= _RECENT_NS
+        if self._probes and self._settings.detection.nccl_detection_enabled and process.nccl_ns:
+            nccl = now_ns - process.nccl_ns <= _RECENT_NS
         since_sync = (now_ns - process.sync_ns) / 1e9 if self._probes and process.sync_ns else None
         return Signals(io_wait, burst, self._utilization(process), since_sync, nccl, futex)
 
@@ -359,7 +345,7 @@ class Classifier:
         phase = process.stability.phase
         hint = None
         if phase is not Phase.UNKNOWN or node is not None:
-            hint = Hint(process.start_ticks, phase, -1 if node is None else node)
+            hint = Hint(process.start_ticks, phase, node)
         if self._hints.get(process.pid) != hint:
             self._hints_changed = True
             if hint is None:
@@ -405,19 +391,17 @@ class Classifier:
             index = self._topology.index_of(one.node)
             if index is not None:
                 self._node_of_gpu[one.index] = index
-        gpus_of: dict[int, frozenset[int]] = {}
-        for pid, start in self._identities.items():
-            process = self._processes.get(pid)
-            if process is not None and process.start_ticks == start and process.cgroup:
-                held = self._gpu.holders[pid]
-                gpus_of[process.cgroup] = gpus_of.get(process.cgroup, frozenset()) | held
+        gpus_of: dict[str, frozenset[int]] = {}
+        for pid, cgroup in self._holders_cgroups.items():
+            # What is in the root's cgroup has nothing in common.
+            if cgroup is not None and cgroup != "/":
+                gpus_of[cgroup] = gpus_of.get(cgroup, frozenset()) | self._gpu.holders[pid]
         self._node_of_cgroup = {cgroup: self._node_of(gpus) for cgroup, gpus in gpus_of.items()}
 
-    def _reads_memory(self, process: Process) -> bool:
-        """Tell whether to look where its memory may be: once, and not for what lives only a moment."""
-        numa = self._settings.numa
-        several = len(self._topology.nodes) > 1 and numa.enabled and numa.memory_affinity
-        return several and process.evaluated and not process.memory_read
+    def _looks_up(self, process: Process) -> bool:
+        """Tell whether to look in /proc where it belongs: once, and not for what lives only a moment."""
+        several = len(self._topology.nodes) > 1 and self._settings.numa.enabled
+        return several and process.evaluated and not process.looked_up
 
     def _account(self, now_ns: int) -> None:
         """Add the time since the last evaluation to the phases."""
@@ -446,7 +430,6 @@ class Classifier:
             signals=process.signals,
             roles=process.roles,
             tenant=process.tenant,
-            cgroup=process.cgroup,
             node=None if index is None else self._topology.nodes[index],
             node_from=node_from,
             last_cpu=process.last_cpu,

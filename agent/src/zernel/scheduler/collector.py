@@ -16,6 +16,7 @@ from prometheus_client.core import (
 
 from zernel import __version__
 from zernel.scheduler import kernel
+from zernel.scheduler.classifier import Totals
 from zernel.scheduler.engine import Figures, TenantFigures
 from zernel.scheduler.maps import Delay
 from zernel.scheduler.policy import Role
@@ -67,14 +68,15 @@ class Collector:
         counters = now.running.counters() if now.running is not None else {}
         yield from _state(now)
         if now.running is not None and now.running.enabled():
-            yield from _present(now.running, counters)
             figures = self._figures()
+            yield from _present(now.running, counters, figures)
             yield from _tenants(figures.tenants)
             yield from _delays(figures.delays)
             yield from _kernel_events(kernel.events(self._root))
         sums = added(now.base, counters)
         if sums:
             yield from _totals(sums)
+        yield from _phase_totals(self._figures().totals)
 
 
 def _state(now: Snapshot) -> Iterator[Any]:
@@ -106,7 +108,7 @@ def _state(now: Snapshot) -> Iterator[Any]:
     yield ends
 
 
-def _present(running: Running, counters: dict[str, int]) -> Iterator[Any]:
+def _present(running: Running, counters: dict[str, int], figures: Figures) -> Iterator[Any]:
     """Yield what means something only while the scheduler runs."""
     yield GaugeMetricFamily(
         "zernel_scheduler_load_seconds",
@@ -114,10 +116,63 @@ def _present(running: Running, counters: dict[str, int]) -> Iterator[Any]:
         running.load_seconds + running.attach_seconds,
     )
     tasks = GaugeMetricFamily(
-        "zernel_scheduler_tasks", "Tasks that this scheduler runs now, asleep or not.", labels=["type"]
+        "zernel_scheduler_tasks",
+        "total: tasks that this scheduler runs now, asleep or not. ml: processes that use a GPU or are in a "
+        "phase of machine learning, and did something lately.",
+        labels=["type"],
     )
     tasks.add_metric(["total"], counters["tasks"])
+    tasks.add_metric(["ml"], figures.totals.ml)
     yield tasks
+    in_phase = GaugeMetricFamily(
+        "zernel_scheduler_phase_tasks", "Processes of machine learning in each phase.", labels=["phase"]
+    )
+    for phase, number in figures.totals.in_phase.items():
+        in_phase.add_metric([phase], number)
+    yield in_phase
+    percent = GaugeMetricFamily(
+        "zernel_scheduler_phase_time_pct",
+        "The part of the time of processes of machine learning that they spent in each phase in the last "
+        "minute, in percent.",
+        labels=["phase"],
+    )
+    for phase, part in figures.phase_pct.items():
+        percent.add_metric([phase], round(part, 2))
+    yield percent
+    signals = GaugeMetricFamily(
+        "zernel_scheduler_signal_up", "1 when a signal of phases is measured, else 0.", labels=["signal"]
+    )
+    for signal, why_not in figures.absent.items():
+        signals.add_metric([signal], int(why_not is None))
+    yield signals
+
+
+def _phase_totals(totals: Totals) -> Iterator[Any]:
+    """Yield what was counted of phases since the daemon started."""
+    yield CounterMetricFamily(
+        "zernel_scheduler_phase_transitions",
+        "Times that a process changed its phase.",
+        sum(totals.changes.values()),
+    )
+    changes = CounterMetricFamily(
+        "zernel_scheduler_phase_changes", "The same, by the phases.", labels=["from", "to"]
+    )
+    for (before, after), number in sorted(totals.changes.items()):
+        changes.add_metric([before, after], number)
+    yield changes
+    seconds = CounterMetricFamily(
+        "zernel_scheduler_phase_seconds",
+        "Time that processes of machine learning spent in each phase.",
+        labels=["phase"],
+    )
+    for phase, spent in totals.seconds.items():
+        seconds.add_metric([phase], spent)
+    yield seconds
+    yield CounterMetricFamily(
+        "zernel_scheduler_untracked",
+        "Times that a process was not classified, since max_tracked_tasks others were tracked.",
+        totals.untracked,
+    )
 
 
 def _totals(sums: dict[str, int]) -> Iterator[Any]:
@@ -159,7 +214,7 @@ _TENANT_GAUGES: tuple[tuple[str, str, Callable[[TenantFigures], float | None]], 
     (
         "zernel_scheduler_longest_wait_seconds",
         "The longest that a task of a tenant that could run has waited in the last while.",
-        lambda one: one.use.longest_wait_seconds if one.use else None,
+        lambda one: one.longest_wait_seconds,
     ),
 )
 

@@ -39,7 +39,7 @@ class Config:
     policy: Policies = table(
         Policies,
         "What a thread gets. One that shows what it does has the row for that: nccl_collective, launcher, "
-        "optimizer_step, data_loading or interactive. All others have the row unknown.",
+        "optimizer_step, data_loading or interactive. All others have the row of their process's phase.",
     )
     numa: Numa = table(Numa)
     multi_tenant: MultiTenant = table(MultiTenant)
@@ -62,6 +62,23 @@ class Config:
                 ("safety", "starvation_bound_ms"),
                 f"'safety.starvation_bound_ms' is {bound}: the kernel ends the scheduler after {watchdog}",
                 "Write less than scheduler.watchdog_timeout_ms",
+                ("scheduler", "watchdog_timeout_ms"),
+            )
+        lifetime, interval = self.safety.hint_lifetime_ms, self.general.phase_eval_interval_ms
+        if lifetime < 2 * interval:
+            yield Conflict(
+                ("safety", "hint_lifetime_ms"),
+                f"'safety.hint_lifetime_ms' is {lifetime}, and processes are classified every {interval}",
+                "Write at least twice general.phase_eval_interval_ms",
+                ("general", "phase_eval_interval_ms"),
+            )
+        idle, active = self.phase_detection.gpu_idle_threshold, self.phase_detection.gpu_active_threshold
+        if idle > active:
+            yield Conflict(
+                ("phase_detection", "gpu_idle_threshold"),
+                f"'phase_detection.gpu_idle_threshold' is {idle}: a GPU is active from {active} on",
+                "Write no more than gpu_active_threshold",
+                ("phase_detection", "gpu_active_threshold"),
             )
         yield from self._tenant_conflicts()
 
@@ -79,6 +96,7 @@ class Config:
                     ("tenant", name, "cgroup"),
                     f"The tenants '{seen[tenant.cgroup]}' and '{name}' have one cgroup, {tenant.cgroup}",
                     "Give each its own",
+                    ("tenant", seen[tenant.cgroup], "cgroup"),
                 )
             seen.setdefault(tenant.cgroup, name)
 

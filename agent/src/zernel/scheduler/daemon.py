@@ -127,11 +127,11 @@ class Daemon:
     def _listen(self, port: int) -> MetricsServer:
         from zernel.metrics import MetricsServer
         from zernel.scheduler.collector import Collector
-        from zernel.scheduler.report import status_page
+        from zernel.scheduler.report import Pages
 
         setting = f"metrics_port in [telemetry] of {self._settings.path}"
         collector = Collector(self._status, self._engine.figures)
-        pages = {"/status": lambda query: status_page(self._status.snapshot(), self._engine.figures())}
+        pages = Pages(self._status, self._engine).by_path()
         return MetricsServer(port, collector, self._not_ready, setting=setting, pages=pages)
 
     def _not_ready(self) -> str | None:

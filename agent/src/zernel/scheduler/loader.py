@@ -181,6 +181,8 @@ def _configure(obj: BpfObject, config: Config, host: Topology, btf: Btf, hotplug
     obj.map("cpus").set_max_entries(host.nr_cpus)
     obj.map("nodes").set_max_entries(len(host.nodes))
     obj.map("queues").set_max_entries(len(host.nodes) * obj.map("queues").max_entries)
+    for table in ("hints", "activity_0", "activity_1"):
+        obj.map(table).set_max_entries(config.general.max_tracked_tasks)
     ops = ("zernel_ops", "sched_ext_ops")
     obj.set_struct_ops_member(*ops, "timeout_ms", config.scheduler.watchdog_timeout_ms)
     # The kernel refuses the scheduler if a CPU came or went since: its map of CPUs would be wrong.
@@ -219,7 +221,10 @@ def _wait(done: Callable[[], bool], seconds: float) -> None:
 
 def replaces(old: Config, new: Config) -> bool:
     """Tell whether a change of settings needs another load, and cannot just be applied."""
-    return old.scheduler.watchdog_timeout_ms != new.scheduler.watchdog_timeout_ms
+    return (old.general.max_tracked_tasks, old.scheduler.watchdog_timeout_ms) != (
+        new.general.max_tracked_tasks,
+        new.scheduler.watchdog_timeout_ms,
+    )
 
 
 def load_checked(config: Config) -> LoadedScheduler:

@@ -6,20 +6,23 @@ Places of members come from the object's own type information, so nothing is wri
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Any, Self
 
 from zernel.bpf import BpfObject, Map
 from zernel.bpf.btf import STRUCT, Btf
 from zernel.scheduler.config import Config
-from zernel.scheduler.policy import Policy, Role
+from zernel.scheduler.policy import DEFAULTS, Phase, Policy, Role
 
 MAX_TENANTS = 32
 """Tenants that the scheduler tells apart. Tenant 0 has every task that belongs to no other."""
 
 _ONLY = bytes(4)  # the key of a map with one entry
+_PIDFD_THREAD = os.O_EXCL  # include/uapi/linux/pidfd.h, Linux 6.9
 _FORMATS = {1: "<B", 2: "<H", 4: "<I", 8: "<Q"}
 
 
@@ -36,6 +39,7 @@ class Settings:
     latency_budget_permille: int
     preemptions_per_s: int
     nccl_detection: bool
+    hint_lifetime_ns: int
     numa: bool
     policies: Mapping[str, Policy]
     """The policy table, by the enumerators of its rows."""
@@ -53,6 +57,7 @@ class Settings:
             latency_budget_permille=config.scheduler.latency_budget_percent * 10,
             preemptions_per_s=round(config.scheduler.preemptions_per_ms * 1000),
             nccl_detection=config.phase_detection.nccl_detection_enabled,
+            hint_lifetime_ns=config.safety.hint_lifetime_ms * 1_000_000,
             numa=config.numa.enabled,
             policies=config.policy.rows(),
         )
@@ -88,6 +93,62 @@ class Delay:
 
     buckets: tuple[int, ...]
     sum_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What was found out about a process.
+
+    ``start_ticks`` is field 22 of /proc/PID/stat; ``node`` is the index in ``Topology.nodes`` of the node
+    that its GPU, or its memory, is on.
+    """
+
+    start_ticks: int
+    phase: Phase
+    node: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What the threads of a process did in one epoch; members of ``struct activity`` by name, in its units.
+
+    Times of day are CLOCK_MONOTONIC; None for what no probe ever saw. ``cgroup`` is the id of the cgroup (v2)
+    of one of its threads, 0 while there are no tenants.
+    """
+
+    start_ticks: int
+    run_ns: int
+    wait_ns: int
+    sleep_ns: int
+    io_wait_ns: int
+    bursts: int
+    burst_ns: int
+    longest_burst_ns: int
+    futexes: int
+    gpu_sync_ns: int | None
+    gpu_launch_ns: int | None
+    nccl_ns: int | None
+    cgroup: int
+    tenant: int
+    cpu: int
+    roles: frozenset[Role]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the scheduler remembers of a thread; averages are moving ones over its last few bursts."""
+
+    role: Role
+    policy: str
+    """The row of the policy table that holds for it, without ``POLICY_``."""
+    phase: Phase | None
+    """What the hint for its process says, if that is fresh."""
+    node: int | None
+    tenant: int
+    cgroup: int
+    run_avg_ns: int
+    sleep_avg_ns: int
+    io_avg_ns: int
 
 
 class Layout:
@@ -140,6 +201,14 @@ class SchedulerMaps:
         btf = obj.btf
         self._btf = btf
         self._delays = obj.map("delays")
+        self._hints = obj.map("hints")
+        self._hint_layout = Layout(btf, "hint")
+        self._activity = obj.map("activity_0"), obj.map("activity_1")
+        self._activity_layout = Layout(btf, "activity")
+        self._tasks = obj.map("tasks")
+        self._task_layout = Layout(btf, "task")
+        self._roles = {role: self._enumerator(f"ROLE_{role.name}") for role in Role}
+        self._phases = {phase: self._enumerator(f"POLICY_{phase.name}") for phase in Phase}
         self._delay_layout = Layout(btf, "delays")
         self._policy_layout = Layout(btf, "policy")
         self._policy_size = btf.size(btf.find("policy", STRUCT) or 0)
@@ -179,9 +248,8 @@ class SchedulerMaps:
             self._cgroups.delete(stale)
         for cgroup, value in wanted.items():
             self._cgroups.update(cgroup, value)
-        now = self._settings.lookup(_ONLY) or bytes(self._settings.value_size)
-        generation = self._settings_layout.integer(now, "generation") + 1
-        self._change(tenants=int(bool(cgroups)), generation=generation)
+        self._change(tenants=int(bool(cgroups)))
+        self._raise("generation")
 
     def counters(self) -> dict[str, int]:
         """Return the sums over all CPUs of what ``struct counters`` counts."""
@@ -192,10 +260,10 @@ class SchedulerMaps:
             for name in self._counter_layout.places
         }
 
-    def tenant_use(self) -> dict[int, Use]:
-        """Return what each tenant got; those that never got anything are left out."""
+    def tenant_use(self, tenants: Iterable[int] = range(MAX_TENANTS)) -> dict[int, Use]:
+        """Return what each of these tenants got; those that never got anything are left out."""
         result = {}
-        for index in range(MAX_TENANTS):
+        for index in tenants:
             cpus = self._use.lookup_percpu(index.to_bytes(4, "little")) or []
             run = sum(self._use_layout.integer(cpu, "run_ns") for cpu in cpus)
             wait = sum(self._use_layout.integer(cpu, "wait_ns") for cpu in cpus)
@@ -205,10 +273,72 @@ class SchedulerMaps:
                 result[index] = Use(run / 1e9, wait / 1e9, longest / 1e9)
         return result
 
-    def next_epoch(self) -> None:
-        """Begin a new epoch: the longest waits of the one before the present one are forgotten."""
+    def set_hints(self, hints: Mapping[int, Hint]) -> None:
+        """Say what was found out about processes, by their ids; hints of before for others are taken back.
+
+        To be repeated: each holds for ``hint_lifetime_ms`` only.
+        """
+        wanted = {pid.to_bytes(4, "little"): hint for pid, hint in hints.items()}
+        for stale in set(self._hints.keys()) - wanted.keys():
+            self._hints.delete(stale)
+        now = time.monotonic_ns()
+        for pid, hint in wanted.items():
+            data = bytearray(self._hints.value_size)
+            self._hint_layout.put(data, "start_ticks", hint.start_ticks)
+            self._hint_layout.put(data, "written_at", now)
+            self._hint_layout.put(data, "phase", self._phases[hint.phase])
+            self._hint_layout.put(data, "node", -1 if hint.node is None else hint.node)
+            self._hints.update(pid, bytes(data))
+        self._raise("hint_generation")
+
+    def drain(self) -> dict[int, Activity]:
+        """Begin a new epoch, and return what processes did in the one that ended, by their ids."""
+        ended = self._raise("epoch") - 1
+        table = self._activity[ended & 1]
+        return {int.from_bytes(pid, "little"): self._activity_of(data) for pid, data in table.drain()}
+
+    def task(self, thread: int) -> Task | None:
+        """Return what is remembered of a thread; None for one that is gone, or has another scheduler."""
+        try:
+            descriptor = os.pidfd_open(thread, _PIDFD_THREAD)
+        except OSError:
+            return None
+        try:
+            data = self._tasks.lookup(descriptor.to_bytes(4, "little"))
+        finally:
+            os.close(descriptor)
+        if data is None:
+            return None
+        place, role = self._task_layout, self._task_layout.integer(data, "role")
+        fresh = place.integer(data, "hint_until") > time.monotonic_ns()
+        phase, node = place.integer(data, "phase"), place.integer(data, "node")
+        return Task(
+            role=next(name for name, value in self._roles.items() if value == role),
+            policy=next(row for row in DEFAULTS if self._enumerator(row) == place.integer(data, "policy")),
+            phase=next(name for name, value in self._phases.items() if value == phase) if fresh else None,
+            node=node if fresh and node < 1 << 31 else None,
+            **{
+                name: place.integer(data, name)
+                for name in ("tenant", "cgroup", "run_avg_ns", "sleep_avg_ns", "io_avg_ns")
+            },
+        )
+
+    def _activity_of(self, data: bytes) -> Activity:
+        values: dict[str, Any] = {
+            name: self._activity_layout.integer(data, name) for name in self._activity_layout.places
+        }
+        for name in ("gpu_sync_ns", "gpu_launch_ns", "nccl_ns"):
+            values[name] = values[name] or None
+        bits = values["roles"]
+        values["roles"] = frozenset(role for role, index in self._roles.items() if bits >> index & 1)
+        return Activity(**values)
+
+    def _raise(self, member: str) -> int:
+        """Add 1 to one of the settings and return it."""
         now = self._settings.lookup(_ONLY) or bytes(self._settings.value_size)
-        self._change(epoch=(self._settings_layout.integer(now, "epoch") + 1) % (1 << 32))
+        value = (self._settings_layout.integer(now, member) + 1) % (1 << 32)
+        self._change(**{member: value})
+        return value
 
     def delays(self) -> dict[Role, Delay]:
         """Return the delays of each role."""
@@ -217,7 +347,7 @@ class SchedulerMaps:
         count = self._delay_layout.places["buckets"][1] // 8 // roles
         result = {}
         for role in Role:
-            index = self._enumerator(f"ROLE_{role.name}")
+            index = self._roles[role]
             buckets = [
                 sum(self._delay_layout.integer(cpu, "buckets", index * count + n, 8) for cpu in cpus)
                 for n in range(count)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from zernel.scheduler.policy import Phase
-from zernel.scheduler.tables import ProcessDetection
+from zernel.scheduler.tables import PhaseDetection
 
 RECENT_S = 1.0
 """A GPU sync or an NCCL call counts for so long; the BPF side uses the same span for its roles."""
@@ -57,7 +57,7 @@ class Evidence:
 class Rules:
     """The document's heuristics with the thresholds of a configuration."""
 
-    def __init__(self, thresholds: ProcessDetection, short_burst_ns: int) -> None:
+    def __init__(self, thresholds: PhaseDetection, short_burst_ns: int) -> None:
         """Take the thresholds.
 
         :param short_burst_ns: a mean burst up to this counts as none for GPU compute. Handing the GPU its

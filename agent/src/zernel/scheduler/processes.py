@@ -28,12 +28,13 @@ def memory_node(pid: int, root: Path = Path("/")) -> int | None:
 
     Where its memory really is only a walk through all of it tells (numa_maps), with its memory locked.
     """
-    for line in _read(root / f"proc/{pid}/status").splitlines():
-        key, _, value = line.partition(":")
-        if key == "Mems_allowed_list":
-            nodes = cpu_list(value.strip())
-            return nodes[0] if len(nodes) == 1 else None
-    return None
+    nodes = cpu_list(_status(pid, "Mems_allowed_list", root) or "")
+    return nodes[0] if len(nodes) == 1 else None
+
+
+def cpus_allowed(pid: int, root: Path = Path("/")) -> str | None:
+    """Return the CPUs that its main thread may run on, as the kernel writes them (``0-3,8``)."""
+    return _status(pid, "Cpus_allowed_list", root)
 
 
 def threads(pid: int, root: Path = Path("/")) -> list[int]:
@@ -43,6 +44,15 @@ def threads(pid: int, root: Path = Path("/")) -> list[int]:
     except OSError:
         return []
     return sorted(int(name) for name in names if name.isdecimal())
+
+
+def _status(pid: int, wanted: str, root: Path) -> str | None:
+    """Return a value of /proc/PID/status."""
+    for line in _read(root / f"proc/{pid}/status").splitlines():
+        key, _, value = line.partition(":")
+        if key == wanted:
+            return value.strip()
+    return None
 
 
 def _read(path: Path) -> str:

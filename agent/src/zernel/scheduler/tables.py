@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from zernel.config import option, table
-from zernel.scheduler.policy import DEFAULTS, Policy, Preemption
+from zernel.scheduler.policy import Policy, Preemption
 
 CLASSES = ("normal", "training", "inference", "interactive", "background")
 """Priority classes of tenants."""
@@ -26,12 +26,25 @@ MAX_TENANTS = 31
 class General:
     """How often the daemon looks."""
 
+    phase_eval_interval_ms: int = option(
+        100,
+        "How often processes are classified, in milliseconds. Less follows them more closely and costs more.",
+        minimum=10,
+        maximum=10_000,
+    )
     gpu_poll_interval_ms: int = option(
         500,
         "How often NVML is asked who uses which GPU and how much, and how often the tenants' weights follow "
         "from that, in milliseconds.",
         minimum=50,
         maximum=60_000,
+    )
+    max_tracked_tasks: int = option(
+        65536,
+        "How many processes are told apart, at most; one more runs as 'unknown'. More only costs memory, and "
+        "only while there are so many. A change replaces the running scheduler.",
+        minimum=1024,
+        maximum=1_048_576,
     )
 
 
@@ -107,12 +120,6 @@ class PhaseDetection:
         False,
         "Tell NCCL collectives apart: by NCCL calls, which zerneld's probes see, and futex waits.",
     )
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessDetection(PhaseDetection):
-    """What tells the phases of processes, beside that."""
-
     gpu_idle_threshold: int = option(
         10,
         "A process loads data only while its GPU utilisation is below this, in percent.",
@@ -168,6 +175,11 @@ class Policies:
     data_loading: Row = table(
         Row, "Data loading: a faster pipeline keeps the GPU fed.", default=Row(10, "aggressive", 100)
     )
+    gpu_compute: Row = table(
+        Row,
+        "GPU compute: the CPU waits for the GPU. Threads that hand the GPU its work have a row of their own.",
+        default=Row(-5, "yield", 0),
+    )
     nccl_collective: Row = table(
         Row, "NCCL collective: on the critical path.", default=Row(10, "low_latency", 50)
     )
@@ -184,7 +196,7 @@ class Policies:
 
     def rows(self) -> dict[str, Policy]:
         """Return the policies by the enumerators of ``enum policy_row``."""
-        return DEFAULTS | {
+        return {
             f"POLICY_{field.name.upper()}": Policy(
                 row.priority, Preemption(row.preemption), row.latency_target_us
             )
@@ -262,12 +274,6 @@ class Numa:
         "Keep tasks on the CPUs of their NUMA node while it has free ones, with queues for each node. When "
         "false, all CPUs are treated alike.",
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Affinity(Numa):
-    """Which of the nodes a process prefers."""
-
     gpu_affinity: bool = option(
         True,
         "Prefer the CPUs next to the GPUs that a process, or others in its cgroup, hold.",
@@ -295,6 +301,13 @@ class Safety:
         "scheduler, with an alert, until the service is reloaded or restarted.",
         minimum=1,
         maximum=20,
+    )
+    hint_lifetime_ms: int = option(
+        5000,
+        "What was found out about a process holds for so long, in milliseconds, should nothing newer come; "
+        "then it is treated like any other.",
+        minimum=200,
+        maximum=60_000,
     )
     ejection_window_s: int = option(
         600, "For how long an ejection counts, in seconds.", minimum=60, maximum=86_400
