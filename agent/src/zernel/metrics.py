@@ -60,7 +60,11 @@ class MetricsServer:
         def answer(target: str, accept: str) -> tuple[int, str, bytes]:
             path, _, query = target.partition("?")
             if path in pages:
-                status, data = pages[path](dict(urllib.parse.parse_qsl(query, max_num_fields=16)))
+                try:
+                    parameters = dict(urllib.parse.parse_qsl(query, max_num_fields=16))
+                except ValueError:
+                    return 400, _TEXT, b"Too many parameters\n"
+                status, data = pages[path](parameters)
                 return status, "application/json", json.dumps(data).encode() + b"\n"
             if path == "/metrics":
                 encoder, content_type = choose_encoder(accept)

@@ -30,9 +30,9 @@ on() {{
 off() {{ echo inactive > $state/active; echo disabled > $state/kernel; rm -f $state/ops; }}
 case "$1" in
   show) echo ActiveState=$(cat $state/active); echo UnitFileState=$(cat $state/boot); echo StatusText=;;
-  start) on;;
+  start | restart) on;;
   stop) off;;
-  enable) echo enabled > $state/boot; on;;
+  enable) echo enabled > $state/boot; [ $(cat $state/active) = active ] || on;;
   disable) echo disabled > $state/boot; off;;
 esac
 """
@@ -196,6 +196,16 @@ def test_a_host_that_cannot_run_it_is_refused_with_every_reason_and_nothing_chan
         assert "no sched_ext" in err
         assert "needs root" in err
     assert host.changes() == []
+
+
+def test_enable_tries_again_where_the_service_gave_up(
+    host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.set("active", "active")
+    host.set("boot", "enabled")
+    assert run(capsys, "enable")[0] == 0
+    assert host.get("kernel") == "enabled"
+    assert "restart zernel-scheduler.service" in host.changes()
 
 
 def test_disable_needs_root_only_where_there_is_something_to_do(

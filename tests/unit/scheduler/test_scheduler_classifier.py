@@ -86,6 +86,13 @@ def test_a_sync_of_an_earlier_epoch_counts_for_a_second(host: Host) -> None:
     assert host.phase(7) is Phase.UNKNOWN
 
 
+def test_a_sync_while_the_evaluation_goes_on_is_of_just_now(host: Host) -> None:
+    for _ in range(3):
+        later = host.now + 100 * MS + MS
+        host.evaluate({7: dataclasses.replace(OPTIMIZING, gpu_sync_ns=later)})
+    assert host.phase(7) is Phase.OPTIMIZER_STEP
+
+
 def test_nccl_is_told_apart_where_it_is_switched_on(tmp_path: Path) -> None:
     collective = activity(futexes=3, nccl_ns=1000 * S)
     for enabled in (False, True):

@@ -170,6 +170,14 @@ def test_metrics_and_readiness_tell_what_is_known(host: Host, running: Running) 
     assert "zernel_scheduler_load_seconds 0.25" in text
     assert "zernel_scheduler_phase_transitions_total 0.0" in text
     assert get(port, "/-/ready") == "ready\n"
+    for path, code in (
+        ("/explain?pid=x", 400),
+        ("/explain?" + "&".join(["pid=1"] * 20), 400),
+        ("/none", 404),
+    ):
+        with pytest.raises(urllib.error.HTTPError, match=str(code)):
+            get(port, path)
+    assert json.loads(get(port, f"/explain?pid={os.getpid()}"))["pid"] == os.getpid()
 
 
 STALL = Exit(EXIT_ERROR_STALL, 0, "runnable task stall", "x[5] failed to run", "CPU states")

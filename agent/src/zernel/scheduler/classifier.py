@@ -327,7 +327,10 @@ class Classifier:
         nccl = None
         if self._probes and self._settings.detection.nccl_detection_enabled and process.nccl_ns:
             nccl = now_ns - process.nccl_ns <= _RECENT_NS
-        since_sync = (now_ns - process.sync_ns) / 1e9 if self._probes and process.sync_ns else None
+        since_sync = None
+        if self._probes and process.sync_ns:
+            # One that came after this evaluation began is of just now.
+            since_sync = max(0, now_ns - process.sync_ns) / 1e9
         return Signals(io_wait, burst, self._utilization(process), since_sync, nccl, futex)
 
     def _utilization(self, process: Process) -> float | None:

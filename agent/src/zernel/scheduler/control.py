@@ -123,6 +123,9 @@ class Host:
         if not on:
             self.require()
         self._run("enable", "--now", UNIT)
+        if before.active == "active" and not on:
+            # It runs, but gave up after ejections: whoever enables it wants another try.
+            self._run("restart", UNIT)
         self._settle(True)
         return True
 
