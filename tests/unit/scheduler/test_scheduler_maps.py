@@ -22,10 +22,8 @@ class FakeBtf:
         return 1
 
     def members(self, type_id: int) -> dict[str, Any]:
-        return {
-            name: SimpleNamespace(offset=offset, type_id=size)
-            for name, (offset, size) in self._places.items()
-        }
+        places = self._places.items()
+        return {name: SimpleNamespace(offset=offset, type_id=size) for name, (offset, size) in places}
 
     def size(self, type_id: int) -> int:
         return type_id
