@@ -22,6 +22,12 @@ class NotSupported(Exception):
     """Stands for NVMLError_NotSupported."""
 
 
+class Success(Exception):
+    """Stands for NVMLError(NVML_SUCCESS)."""
+
+    value = 0
+
+
 class Fake:
     """NVML with some GPUs: index → (pids, samples (pid, time, percent), device's percent)."""
 
@@ -33,6 +39,7 @@ class Fake:
         self.rates: dict[int, int] = {}
         self.buses: dict[int, Any] = {}
         self.fails: set[str] = set()
+        self.nothing: Exception = NotFound()
         self.started = 0
 
     def nvmlInit(self) -> None:
@@ -66,7 +73,7 @@ class Fake:
         self._may_fail("utilization")
         found = [sample for sample in self.samples.get(handle, []) if sample[1] > since]
         if not found:
-            raise NotFound
+            raise self.nothing
         return [SimpleNamespace(pid=pid, timeStamp=at, smUtil=percent) for pid, at, percent in found]
 
     def nvmlDeviceGetUtilizationRates(self, handle: int) -> Any:
@@ -132,6 +139,12 @@ def test_a_pid_that_came_back_does_not_inherit(host: Host) -> None:
     host.library.pids = {0: []}
     host.nvml.read()
     host.library.pids = {0: [7]}
+    assert host.nvml.read().utilization == {7: 0.0}
+
+
+def test_success_without_a_sample_which_pynvml_raises_means_that_nobody_used_the_gpu(host: Host) -> None:
+    host.library.pids = {0: [7]}
+    host.library.nothing = Success()
     assert host.nvml.read().utilization == {7: 0.0}
 
 

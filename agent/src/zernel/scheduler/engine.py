@@ -114,7 +114,6 @@ class Engine:
         self._watch = gpu.Watch(nvml or gpu.Nvml(root=root), config.general.gpu_poll_interval_ms / 1000)
         self._figures = self._idle()
         self.configure(config)
-        self._watch.start()
 
     def configure(self, config: Config) -> None:
         """Take over settings; they count from the next tick on."""
@@ -134,6 +133,8 @@ class Engine:
         self._waits = {}
         self._classifier.loaded()
         self.configure(self._config)
+        # Not before: loading pynvml must not hold up the scheduler.
+        self._watch.start()
 
     def unloading(self) -> None:
         """Note that the scheduler goes: its maps must not be asked any more."""

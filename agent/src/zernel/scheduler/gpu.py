@@ -160,6 +160,8 @@ class Nvml:
         return {pid: float(rates.gpu) for pid in pids if rates is not None and 0 <= rates.gpu <= 100}
 
     def _not_found(self, error: Exception) -> bool:
+        if getattr(error, "value", None) == 0:
+            return True  # pynvml raises NVML's success as an error where there is no sample
         kind = getattr(self._library, "NVMLError_NotFound", None)
         return isinstance(kind, type) and isinstance(error, kind)
 
@@ -197,8 +199,9 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name="nvml", daemon=True)
 
     def start(self) -> None:
-        """Begin to ask."""
-        self._thread.start()
+        """Begin to ask, unless that began before."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def reading(self) -> Reading:
         """Return the last answer."""
