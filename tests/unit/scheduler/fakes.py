@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zernel.errors import ZernelError
 from zernel.scheduler.maps import Activity, Delay, Hint, Task, Tenant, Use
 from zernel.scheduler.policy import Role
 
@@ -55,12 +56,15 @@ class FakeMaps:
     tenant_writes: int = 0
     tasks: dict[int, Task] = field(default_factory=dict)
     epochs: int = 0
+    fault: ZernelError | None = None
     futex_signal: bool = True
     gpu_signal: bool = True
 
     def drain(self) -> dict[int, Activity]:
-        drained, self.activity = self.activity, {}
         self.epochs += 1
+        if self.fault is not None:
+            raise self.fault
+        drained, self.activity = self.activity, {}
         return drained
 
     def set_hints(self, hints: Mapping[int, Hint]) -> None:

@@ -318,6 +318,33 @@ def test_reload_takes_over_a_new_watchdog_and_a_new_port(host: Host, running: Ru
     until(gone, "the old port still answers")
 
 
+def test_reload_takes_over_tenants_without_another_load(host: Host, running: Running) -> None:
+    maps = host.loaded[0].maps
+    until(lambda: list(maps.tenants) == [0], "the default tenant was not set")
+    tenant = '[multi_tenant]\nenabled = true\n[tenant.a]\ncgroup = "/none"\nclass = "training"\n'
+    running.path.write_text(running.path.read_text() + tenant)
+    running.signal(signal.SIGHUP)
+    until(lambda: list(maps.tenants) == [0, 1], "the tenant was not set")
+    assert maps.tenants[1].priority == 5
+    status = json.loads(get(port_of(running), "/status"))
+    assert len(host.loaded) == status["loads"] == 1
+
+
+def test_a_map_that_fails_leaves_the_scheduler_running_and_is_told_once(
+    host: Host, running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    maps = host.loaded[0].maps
+    maps.fault = fail("map-full", "The map is full", suggestion="None here")
+    until(lambda: "processes are not classified: ERROR: The map is full" in caplog.text, "nothing was said")
+    epochs = maps.epochs
+    until(lambda: maps.epochs > epochs + 3, "it was not tried again")
+    assert caplog.text.count("The map is full") == 1
+    assert "zernel_scheduler_enabled 1.0" in get(port_of(running))
+    maps.fault = None
+    until(lambda: "processes are classified again" in caplog.text, "it did not go on")
+
+
 def test_reload_of_the_same_settings_leaves_the_scheduler_alone(host: Host, running: Running) -> None:
     running.path.write_text(running.path.read_text() + "# a remark\n")
     running.signal(signal.SIGHUP)

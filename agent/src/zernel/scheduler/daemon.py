@@ -66,6 +66,7 @@ class Daemon:
         self._restarts: list[float] = []
         self._ejections = Ejections(config.safety)
         self._retry_at: float | None = None
+        self._fault: str | None = None
         self._server: MetricsServer | None = None
         self._scheduler: LoadedScheduler | None = None
         self._status = Status()
@@ -121,7 +122,7 @@ class Daemon:
                 else:
                     manager.stopping()
                     return self._exit_status(ended)
-            self._engine.tick(time.monotonic())
+            self._tick()
             manager.status(self._state())
 
     def _listen(self, port: int) -> MetricsServer:
@@ -156,6 +157,20 @@ class Daemon:
             self._status.unloading()
             self._engine.unloading()
             scheduler.close()
+
+    def _tick(self) -> None:
+        """Classify, and work out figures; where that fails, the scheduler goes on without new hints."""
+        try:
+            classified = self._engine.tick(time.monotonic())
+        except ZernelError as error:
+            if str(error) != self._fault:
+                for problem in error.problems:
+                    log.error("processes are not classified: %s", problem.render())
+            self._fault = str(error)
+        else:
+            if classified and self._fault is not None:
+                log.info("processes are classified again")
+                self._fault = None
 
     def _stay_off(self, why: str) -> None:
         """Leave the host to the kernel's own scheduler: for a pause, or until a person asks for more."""
@@ -195,7 +210,8 @@ class Daemon:
         if now.off is not None:
             what = "STAYING OFF until a reload" if now.gave_up else "off, will try again"
             state = " ".join(f"{what}: {now.off}".split())
-        return self._in_use.line(state, metrics)
+        fault = f"processes NOT classified: {self._fault}" if self._fault else None
+        return self._in_use.line(fault, state, metrics)
 
     def _report(self, ended: Exit) -> None:
         self._status.ended(ended)

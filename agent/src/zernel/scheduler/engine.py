@@ -142,20 +142,25 @@ class Engine:
             self._maps = None
         self._figures = self._idle()
 
-    def tick(self, now: float) -> None:
-        """Do what is due at ``now`` (seconds, CLOCK_MONOTONIC)."""
+    def tick(self, now: float) -> bool:
+        """Do what is due at ``now`` (seconds, CLOCK_MONOTONIC); return whether processes were classified.
+
+        :raises ZernelError: where a map cannot be read or written; what is due next is done nevertheless.
+        """
         if self._maps is None:
             self._figures = self._idle()
-            return
+            return False
         general, telemetry = self._config.general, self._config.telemetry
         with self._lock:
             # First the tenants: what processes did is accounted to them.
             if self._is_due("tenants", now, general.gpu_poll_interval_ms):
                 self._set_tenants(self._maps)
-            if self._is_due("evaluate", now, general.phase_eval_interval_ms):
+            classifies = self._is_due("evaluate", now, general.phase_eval_interval_ms)
+            if classifies:
                 self._evaluate(self._maps, now)
             if self._is_due("figures", now, telemetry.push_interval_ms):
                 self._measure(self._maps, now)
+        return classifies
 
     def pause(self, now: float) -> float:
         """Return for how long nothing is due, in seconds."""
