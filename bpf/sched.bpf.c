@@ -149,8 +149,8 @@ void BPF_PROG(zernel_dispatch, s32 cpu, struct task_struct *prev)
 			running.order = task_order(t);
 		}
 	}
+	advance_tenant_clock(view.now);
 	if (view.waiting || here->bound.waiting) {
-		advance_tenant_clock(view.now);
 		/* The tenant of the running task is one of those that want the CPU, though it may not wait.
 		 */
 		if (running.there && !running.bound && !running.yields) {
@@ -165,6 +165,8 @@ void BPF_PROG(zernel_dispatch, s32 cpu, struct task_struct *prev)
 		if (rescue(&view, cpu, here))
 			return;
 		if (may_serve_urgent(here, view.now) && serve_urgent(&view))
+			return;
+		if (balance(cpu, here, &view, &running))
 			return;
 		if (bound_is_first(cpu, here, &running, &view))
 			found = serve_bound(cpu, &running, &keep) || serve_node(&view, &running, &keep);
@@ -306,6 +308,7 @@ static long init_cpu(u32 cpu, s32 *error)
 	members = node->cpus;
 	if (members)
 		bpf_cpumask_set_cpu(cpu, members);
+	node->nr_cpus++;
 	bpf_rcu_read_unlock();
 	*error = scx_bpf_create_dsq(CPU_QUEUE(cpu), node->numa_id);
 	return *error != 0;

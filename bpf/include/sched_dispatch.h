@@ -107,6 +107,82 @@ static __always_inline bool rescue(const struct view *view, s32 cpu, struct cpu 
 	return true;
 }
 
+/* ---- Other nodes ---- */
+
+/*
+ * Each node orders its own tasks, so each CPU looks at the other nodes now and then too. Sooner would be
+ * fairer in the short run, but moves tasks away from their memory more often.
+ */
+#define BALANCE_PERIOD_NS (10 * NSEC_PER_MSEC)
+
+/* How much less a tenant that waits elsewhere must have got than the first one here, as time of one CPU. */
+#define BALANCE_MARGIN_NS (10 * NSEC_PER_MSEC)
+
+struct balance {
+	u32 own;
+	u32 tenant; /* the first here, its place in the order, and how many of its tasks wait here */
+	u64 order;
+	u32 waiting;
+	u32 cpus;
+	bool found;
+};
+
+static long balance_with(u32 i, struct balance *here)
+{
+	u32 other = here->own + i + 1 < nr_nodes ? here->own + i + 1 : here->own + i + 1 - nr_nodes;
+	struct node *node = node_of(other);
+	struct view view = {};
+	struct queue *queue;
+	u64 margin;
+
+	look(other, &view);
+	if (!node || !view.any)
+		return 0;
+	if (view.tenant == here->tenant) {
+		queue = queue_of(other, view.tenant);
+		/* Moving one must not make the other node the one with less to do. */
+		if (!queue || queue->waiting * here->cpus <= (here->waiting + 1) * node->nr_cpus)
+			return 0;
+	} else {
+		margin = BALANCE_MARGIN_NS * WEIGHT_NEUTRAL / weight_of(here->tenant);
+		if (!before(view.order + margin, here->order))
+			return 0;
+	}
+	if (!take(other, view.tenant))
+		return 0;
+	here->found = true;
+	return 1;
+}
+
+/* Take a task from a node where its tenant's tasks wait more than those here, if it is time to look. */
+static __always_inline bool balance(s32 cpu, struct cpu *here, const struct view *view,
+				    const struct candidate *prev)
+{
+	struct balance balance = {.own = view->node, .tenant = view->tenant, .order = view->order};
+	struct node *node = node_of(view->node);
+	struct queue *queue;
+
+	if (nr_nodes < 2 || !settings.numa || !node ||
+	    before(view->now, here->balanced_at + BALANCE_PERIOD_NS))
+		return false;
+	here->balanced_at = view->now;
+	if (!view->any) {
+		balance.tenant = prev->there ? prev->tenant : head_tenant(CPU_QUEUE(cpu));
+		if (balance.tenant == NO_TENANT)
+			return false;
+		balance.order = tenant_order(balance.tenant);
+	}
+	queue = queue_of(view->node, balance.tenant);
+	if (!queue)
+		return false;
+	balance.waiting = queue->waiting;
+	balance.cpus = node->nr_cpus;
+	bpf_loop(nr_nodes - 1, balance_with, &balance, 0);
+	if (balance.found)
+		count(stolen);
+	return balance.found;
+}
+
 /* What a CPU looks for at other nodes. */
 struct steal {
 	u32 own;   /* its node */

@@ -12,8 +12,12 @@
 /* What the latency queue got beyond its part wears off as time passes. */
 static __always_inline bool may_serve_urgent(struct cpu *here, u64 now)
 {
-	u64 earned = (now - here->urgent_at) * settings.latency_budget_permille / 1000;
+	u64 since = now - here->urgent_at;
+	u64 earned;
 
+	if (since > 1000 * NSEC_PER_MSEC)
+		since = 1000 * NSEC_PER_MSEC;
+	earned = since * settings.latency_budget_permille / 1000;
 	here->urgent_ns = here->urgent_ns > earned ? here->urgent_ns - earned : 0;
 	here->urgent_at = now;
 	return here->urgent_ns < URGENT_BUCKET_NS;
@@ -44,12 +48,17 @@ struct wish {
 /* May the task that the wish is for take this CPU from the one that runs there? */
 static __always_inline bool may_preempt(const struct cpu *cpu, struct wish *wish)
 {
+	u64 since;
+
 	if (cpu->priority >= wish->priority || (wish->own_tenant && cpu->tenant != wish->tenant))
 		return false;
 	if (wish->any_rate)
 		return true;
+	since = wish->now - cpu->preempted_at;
+	if (since > 1000 * NSEC_PER_MSEC)
+		since = 1000 * NSEC_PER_MSEC;
 	/* Multiplied rather than divided: a rate of 0 then needs no case of its own. */
-	if ((wish->now - cpu->preempted_at) * settings.preemptions_per_s >= 1000 * NSEC_PER_MSEC)
+	if (since * settings.preemptions_per_s >= 1000 * NSEC_PER_MSEC)
 		return true;
 	wish->denied = true;
 	return false;

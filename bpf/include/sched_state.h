@@ -92,6 +92,7 @@ struct cpu {
 	u32 node;	    /* index; set by user space */
 	bool bound_first;   /* whose turn it is when the CPU's own queue and the node's are of one tenant */
 	struct queue bound; /* the CPU's own queue */
+	u64 balanced_at;    /* when it last looked at what waits at other nodes */
 	u64 preempted_at;   /* when it was last taken from a task */
 	u64 urgent_ns;	    /* CPU time that the latency queue got beyond its part, as of urgent_at */
 	u64 urgent_at;
@@ -110,6 +111,7 @@ struct {
 struct node {
 	s32 numa_id; /* the kernel's number of the node, -1 for none; set by user space */
 	u64 waiting; /* bit per slot: there are tasks in its queue, or on their way in */
+	u32 nr_cpus;
 	owned_cpumask __kptr *cpus;
 } __attribute__((aligned(64)));
 

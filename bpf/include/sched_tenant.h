@@ -24,8 +24,8 @@ u32 nr_online;
 
 #define CLOCK_PERIOD_NS (500 * NSEC_PER_USEC)
 
-/* A tenant that was not seen for so long is idle. More than the two ticks that a slice can last. */
-#define IDLE_AFTER_NS (20 * NSEC_PER_MSEC)
+/* A tenant that was not seen for so long is idle. More than a slice can last, also where ticks are late. */
+#define IDLE_AFTER_NS (100 * NSEC_PER_MSEC)
 
 /*
  * How far a tenant's virtual time may be from the clock, as time in which the whole host works for it. What

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How tenants share the CPUs: ``python3 tenants.py SECONDS WEIGHT:HOGS[:bound]...``, one tenant for each.
+"""How tenants share the CPUs: ``python3 tenants.py SECONDS CPUS BOUND_MS WEIGHT:HOGS[:bound]...``.
 
-Loads the scheduler itself (as root, with no other loaded). A tenant's hogs run in a cgroup below the one
+Loads the scheduler itself (as root, with no other loaded), with that starvation bound. There is one tenant
+for each WEIGHT:HOGS, on CPUS (a list such as ``0,1``). Its hogs run in a cgroup below the one
 that it is known by; ``bound`` ones are each bound to a CPU, in turn. Tenant 0, the default one, has none.
 Prints as JSON, for each tenant: its share of the CPU time that all got, measured by the kernel in the
 cgroups, and what the scheduler itself says; then what part of all CPUs' time was used, and the counters.
@@ -9,6 +10,7 @@ cgroups, and what the scheduler itself says; then what part of all CPUs' time wa
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -17,17 +19,16 @@ from multiprocessing import Barrier, Process
 from pathlib import Path
 from typing import Any
 
-from zernel.scheduler.config import Config
+from zernel.scheduler.config import Config, Safety
 from zernel.scheduler.loader import load_checked
 from zernel.scheduler.maps import Tenant
 
 CGROUPS = Path("/sys/fs/cgroup")
 
 
-def hog(cgroup: Path, cpus: set[int] | None, start: Any, seconds: float) -> None:
+def hog(cgroup: Path, cpus: list[int], start: Any, seconds: float) -> None:
     (cgroup / "cgroup.procs").write_text(str(os.getpid()))
-    if cpus:
-        os.sched_setaffinity(0, cpus)
+    os.sched_setaffinity(0, cpus)
     start.wait()
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -40,8 +41,7 @@ def used(cgroup: Path) -> float:
     return int(words[words.index("usage_usec") + 1]) / 1e6
 
 
-def main(seconds: float, wanted: list[str]) -> None:
-    cpus = sorted(os.sched_getaffinity(0))
+def main(seconds: float, cpus: list[int], bound_ms: int, wanted: list[str]) -> None:
     cgroups, tenants, plan = {}, {0: Tenant(100)}, []
     for index, text in enumerate(wanted, start=1):
         weight, hogs, *bound = text.split(":")
@@ -50,9 +50,10 @@ def main(seconds: float, wanted: list[str]) -> None:
         inner.mkdir(parents=True, exist_ok=True)
         tenants[index] = Tenant(int(weight))
         cgroups[outer.stat().st_ino] = index
-        plan += [(inner, {cpus[n % len(cpus)]} if bound else None) for n in range(int(hogs))]
+        plan += [(inner, [cpus[n % len(cpus)]] if bound else cpus) for n in range(int(hogs))]
     start = Barrier(len(plan) + 1)
-    with load_checked(Config()) as scheduler:
+    config = dataclasses.replace(Config(), safety=Safety(starvation_bound_ms=bound_ms))
+    with load_checked(config) as scheduler:
         scheduler.maps.set_tenants(tenants, cgroups)
         # Half a second more than is measured at either end.
         processes = [Process(target=hog, args=(*what, start, seconds + 1)) for what in plan]
@@ -85,4 +86,4 @@ def main(seconds: float, wanted: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]), sys.argv[2:])
+    main(float(sys.argv[1]), [int(cpu) for cpu in sys.argv[2].split(",")], int(sys.argv[3]), sys.argv[4:])
