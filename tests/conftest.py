@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For all tests: with ZERNEL_NO_SKIP=1, which `make test` sets, a skipped test is a failed run."""
+"""For all tests: with ZERNEL_NO_SKIP=1, which `make test` sets, a skipped test is a failed run.
+
+How long one example of a property takes says something about the machine only: no test fails for it.
+"""
 
 from __future__ import annotations
 
 import os
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("zernel", deadline=None)
+hypothesis.settings.load_profile("zernel")
 
 
 @pytest.hookimpl(trylast=True)

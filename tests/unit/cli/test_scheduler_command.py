@@ -329,6 +329,18 @@ def test_status_shows_processes_with_the_signals_behind_their_phases(
     assert row.split() == words.split()
 
 
+def test_a_process_does_not_write_to_the_terminal_by_its_name(
+    host: FakeHost, daemon: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = {"name": "evil\x1b[2J\nroot"}
+    daemon["/status"] = (200, DAEMON | {"processes": [VERDICT | named]})
+    daemon["/explain"] = (200, EXPLANATION | named)
+    for words in (["status"], ["explain", "42"]):
+        out = run(capsys, *words)[1]
+        assert "evil\\x1b[2J\\nroot" in out
+        assert "\x1b" not in out
+
+
 def test_status_without_a_daemon_says_so_and_shows_the_rest(
     host: FakeHost, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from zernel.cli import scheduler_text
 from zernel.cli.output import add_format_option, print_result
-from zernel.errors import ZernelError, fail
+from zernel.errors import ZernelError, fail, harmless
 from zernel.scheduler import ab, control
 
 _STATUS_HELP = "say what runs the tasks, and what is known of processes, tenants and GPUs"
@@ -65,15 +65,20 @@ def run(args: argparse.Namespace) -> int:
     return int(args.act(args, control.Host()))
 
 
+def _text(lines: list[str]) -> str:
+    """Return the lines as a terminal may get them: a process chooses its own name."""
+    return "\n".join(map(harmless, lines))
+
+
 def _status(args: argparse.Namespace, host: control.Host) -> int:
     data = gather(host)
-    print_result(data, args.format, lambda: "\n".join(scheduler_text.status_lines(data)))
+    print_result(data, args.format, lambda: _text(scheduler_text.status_lines(data)))
     return 0
 
 
 def _explain(args: argparse.Namespace, host: control.Host) -> int:
     data = {"status": "ok", **host.ask("/explain", pid=args.pid)}
-    print_result(data, args.format, lambda: "\n".join(scheduler_text.explanation_lines(data)))
+    print_result(data, args.format, lambda: _text(scheduler_text.explanation_lines(data)))
     return 0
 
 
@@ -110,7 +115,7 @@ def _ab(args: argparse.Namespace, host: control.Host) -> int:
     switch = _ServiceSwitch(host)
     result = ab.compare(workload, switch, args.rounds, lambda line: print(line, file=sys.stderr))
     data = {"status": "ok", "command": list(command), **result.as_dict()}
-    print_result(data, args.format, lambda: "\n".join(scheduler_text.result_lines(result)))
+    print_result(data, args.format, lambda: _text(scheduler_text.result_lines(result)))
     return 0
 
 
