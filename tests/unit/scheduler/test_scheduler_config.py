@@ -193,6 +193,18 @@ def test_a_bad_file_is_refused_with_the_line_and_a_suggestion(
     assert "Traceback" not in done.stderr
 
 
+def test_check_config_takes_the_file_itself(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.toml"
+    bad.write_text("[numa]\nenabled = 1\n")
+    done = program("--check-config", str(SHIPPED))
+    assert (done.returncode, done.stdout) == (0, f"{SHIPPED}: valid\n")
+    for words in (("--check-config", str(bad)), ("--config", str(SHIPPED), "--check-config", str(bad))):
+        done = program(*words)
+        assert done.returncode == 1
+        assert f"In file {bad}" in done.stderr
+    assert program("--check-config", str(tmp_path / "absent.toml")).returncode == 1
+
+
 def test_check_config_says_that_a_good_file_is_valid() -> None:
     done = program("--check-config", "--config", str(SHIPPED))
     assert (done.returncode, done.stdout) == (0, f"{SHIPPED}: valid\n")
