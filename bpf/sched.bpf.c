@@ -151,8 +151,7 @@ void BPF_PROG(zernel_dispatch, s32 cpu, struct task_struct *prev)
 	}
 	advance_tenant_clock(view.now);
 	if (view.waiting || here->bound.waiting) {
-		/* The tenant of the running task is one of those that want the CPU, though it may not wait.
-		 */
+		/* The running task's tenant wants the CPU too, though none of its tasks may wait. */
 		if (running.there && !running.bound && !running.yields) {
 			u64 order = tenant_order(running.tenant);
 

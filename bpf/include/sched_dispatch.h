@@ -73,6 +73,7 @@ static __always_inline bool serve_last(const struct view *view, const struct can
 static __always_inline bool bound_is_first(s32 cpu, struct cpu *here, const struct candidate *prev,
 					   const struct view *view)
 {
+	bool first;
 	u32 tenant;
 	u64 order;
 
@@ -87,8 +88,9 @@ static __always_inline bool bound_is_first(s32 cpu, struct cpu *here, const stru
 		tenant = prev->tenant;
 	tenant_at(tenant)->seen_at = view->now;
 	if (tenant == view->tenant) {
-		here->bound_first = !here->bound_first;
-		return here->bound_first;
+		first = here->bound_first;
+		here->bound_first = !first;
+		return first;
 	}
 	order = tenant_order(tenant);
 	return before(order, view->order);

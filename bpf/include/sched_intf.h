@@ -41,15 +41,13 @@ enum preemption {
 struct policy {
 	s32 priority; /* -20 to 20: order, not share */
 	enum preemption preemption;
-	u64 latency_target_ns; /* in the latency queue, who is to run soonest comes first; 0: never goes there
-				*/
+	u64 latency_target_ns; /* the latency queue is in order of these; 0: never goes there */
 };
 
 #define MAX_TENANTS    32 /* tenant 0 has every task that belongs to no other */
 #define WEIGHT_NEUTRAL 100
 
-/* What user space may change at any time. Each member holds on its own, so a half-written one does no harm.
- */
+/* What user space may change at any time. Each member holds on its own: one half-written does no harm. */
 struct settings {
 	/*
 	 * How long a task may run before another gets its turn. Longer means fewer switches and warmer
@@ -79,8 +77,7 @@ struct settings {
 	u32 preemptions_per_s;
 	/* Whether NCCL calls and futex waits make a thread one of a collective. */
 	u32 nccl_detection;
-	/* Raised when tenants or their cgroups change: what tasks remember of them is then looked up again.
-	 */
+	/* Raised when tenants or their cgroups change: what tasks remember of them is looked up again. */
 	u32 generation;
 	/* Whether each NUMA node has queues of its own; if 0, all CPUs use those of the first. */
 	u32 numa;
@@ -101,8 +98,7 @@ struct tenant_settings {
 	s32 priority; /* -20 to 20: order among tenants */
 };
 
-/* What user space found out about a process: how to treat those of its threads that have no role of their
- * own. */
+/* What user space found out about a process: for those of its threads that have no role of their own. */
 struct hint {
 	u64 start_ticks; /* when it started, as /proc tells: another process of that number is not meant */
 	u64 written_at;
@@ -154,7 +150,7 @@ struct counters {
 
 #define DELAY_BUCKETS 24
 
-/* From waking up to running, on one CPU. Bucket n counts those below 2^n microseconds, the last also others.
+/* From waking up to running, on one CPU. Bucket n counts those below 2^n us, the last also all longer ones.
  */
 struct delays {
 	u64 buckets[NR_ROLES][DELAY_BUCKETS];
@@ -191,8 +187,7 @@ struct task {
 	u64 woke_at;	   /* since when it waits for a CPU, if because it woke; else 0 */
 	u64 slept_at;	   /* since when it sleeps; 0 when it does not */
 	u64 burst_ns;	   /* how long it ran since it woke */
-	u64 run_avg_ns; /* moving averages of run and sleep, and of the part of sleep that waits for storage
-			 */
+	u64 run_avg_ns;	   /* moving averages of its runs and its sleeps, and of sleeps for storage */
 	u64 sleep_avg_ns;
 	u64 io_avg_ns;
 	enum role role;

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What goes between threads and the view that user space has of their process: its hint, and their activity.
- */
+/* What goes between threads and user space, which sees their process: its hint, and their activity. */
 #pragma once
 
 #include "gpu_activity.h"
@@ -20,8 +19,7 @@ static __always_inline u64 start_ticks(const struct task_struct *p)
 
 /* ---- Hints ---- */
 
-/* Note the phase and the node that the process's hint gives; neutral ones if there is none, or it is too old.
- */
+/* Note the phase and the node that the process's hint gives; neutral ones without a hint that still holds. */
 static __always_inline void find_hint(const struct task_struct *p, struct task *t, u64 now)
 {
 	const struct hint *hint;

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from scheduler_host import Host
+from scheduler_host import HERE, Host
+
+from bpf_build import build_object
 
 pytestmark = pytest.mark.quiet
 
@@ -42,3 +45,20 @@ def test_processes_run_on_the_node_of_their_gpu_if_they_may(host: Host) -> None:
     assert first < 0.2
     assert second > 0.8
     assert barred == 0
+
+
+def test_threads_that_work_with_a_gpu_are_known_by_what_the_probes_see(
+    any_kernel: Host, tmp_path: Path
+) -> None:
+    probe = build_object(HERE / "objects/gpu_sync.bpf.c", tmp_path)
+    any_kernel.guest.put(probe, "/root/gpu_sync.bpf.o")
+    said = json.loads(any_kernel.workload("gpu_threads", "/root/gpu_sync.bpf.o"))
+    assert said["working"] == {
+        "launcher": "launcher",
+        "optimizer": "optimizer",
+        "collective": "collective",
+        "bystander": "interactive",
+    }
+    assert said["sync"]
+    # What was seen a while ago says nothing about now.
+    assert not {"launcher", "optimizer", "collective"} & set(said["idle"].values()), said

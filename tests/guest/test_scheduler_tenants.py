@@ -20,8 +20,8 @@ def measured(host: Host, *arguments: object) -> dict[str, Any]:
     return report
 
 
-# With a starvation bound that does not get in the way: emulated CPUs are late with their ticks, which makes
-# slices long.
+# A starvation bound that does not get in the way: emulated CPUs are late with their ticks, which makes slices
+# long.
 NO_BOUND = 5000
 
 

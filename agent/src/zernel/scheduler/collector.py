@@ -45,6 +45,13 @@ _COUNTERS = {
         "zernel_scheduler_preemptions_denied",
         "CPUs not taken, because that happened too often before.",
     ),
+    "latency_runs": ("zernel_scheduler_latency_runs", "Tasks that a CPU took from the latency queue."),
+    "latency_over": (
+        "zernel_scheduler_latency_over_budget",
+        "Of these, tasks beyond the queue's budget, since nobody else waited.",
+    ),
+    "low_runs": ("zernel_scheduler_low_runs", "Tasks that a CPU took from the queue of those that yield."),
+    "role_changes": ("zernel_scheduler_role_changes", "Times that a thread's role became another."),
     "kept": ("zernel_scheduler_slices_renewed", "Tasks that went on because none was due before them."),
 }
 
