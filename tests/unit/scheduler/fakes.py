@@ -98,11 +98,13 @@ def two_nodes(root: Path) -> None:
         (system / name).write_text(f"{text}\n")
 
 
-def process(root: Path, pid: int, *, start_ticks: int = 1, memory: str = "0-1", cgroup: str = "/") -> None:
+def process(
+    root: Path, pid: int, *, start_ticks: int = 1, memory: str = "0-1", cgroup: str = "/", flags: int = 0
+) -> None:
     """Make a process below ``root``/proc."""
     directory = root / f"proc/{pid}"
     (directory / "task" / str(pid)).mkdir(parents=True, exist_ok=True)
-    after_name = ["S", *["0"] * 18, str(start_ticks), *["0"] * 30]
+    after_name = ["S", *["0"] * 5, str(flags), *["0"] * 12, str(start_ticks), *["0"] * 30]
     (directory / "stat").write_text(f"{pid} (py) th)on) {' '.join(after_name)}\n")
     (directory / "comm").write_text("py) th)on\n")
     status = f"Name:\tpy\nMems_allowed:\t3\nMems_allowed_list:\t{memory}\nCpus_allowed_list:\t0-3\n"

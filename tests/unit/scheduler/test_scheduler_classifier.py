@@ -31,6 +31,8 @@ class Host:
 
     def __init__(self, root: Path, settings: Settings = SETTINGS, topology: Topology = TWO_NODES) -> None:
         self.root = root
+        for pid in range(1, 9):
+            process(root, pid)
         self.maps = FakeMaps()
         self.now = 1000 * S
         self.classifier = Classifier(settings, topology, root)
@@ -75,6 +77,15 @@ def test_a_gpu_process_that_does_not_run_is_in_gpu_compute(host: Host) -> None:
     assert host.phase(7) is Phase.GPU_COMPUTE
     host.evaluate({7: activity(run_ns=50 * MS, burst_ns=50 * MS)}, times=3)
     assert host.phase(7) is Phase.UNKNOWN
+
+
+def test_a_kernel_thread_that_waits_for_storage_loads_no_data(host: Host) -> None:
+    process(host.root, 7, flags=0x0420_8040)  # of a kworker
+    host.evaluate({7: LOADING, 8: LOADING, 99: LOADING}, times=5)
+    assert host.phase(8) is Phase.DATA_LOADING
+    assert host.phase(7) is Phase.UNKNOWN
+    # Gone before it could be looked at
+    assert host.phase(99) is Phase.UNKNOWN
 
 
 def test_a_sync_of_an_earlier_epoch_counts_for_a_second(host: Host) -> None:

@@ -76,6 +76,7 @@ class Process:
     __slots__ = (
         "cgroup",
         "evaluated",
+        "is_program",
         "last_cpu",
         "launch_ns",
         "looked_up",
@@ -105,7 +106,7 @@ class Process:
         self.cgroup: str | None = None
         self.last_cpu: int | None = None
         self.memory_node: int | None = None
-        self.uses_gpu = self.evaluated = self.looked_up = False
+        self.uses_gpu = self.evaluated = self.looked_up = self.is_program = False
 
     @property
     def is_ml(self) -> bool:
@@ -211,9 +212,10 @@ class Classifier:
                 process = self._of(pid, activity.start_ticks)
                 if process is None:
                     continue
-                if reads and self._looks_up(process):
+                if reads and self._looks_up(process, activity):
                     reads -= 1
                     process.looked_up = True
+                    process.is_program = processes.is_program(pid, self._root)
                     process.memory_node = processes.memory_node(pid, self._root)
                     process.cgroup = cgroup_of(pid, self._root)
                 self._judge(process, activity, now_ns)
@@ -334,11 +336,12 @@ class Classifier:
         return Signals(io_wait, burst, self._utilization(process), since_sync, nccl, futex)
 
     def _utilization(self, process: Process) -> float | None:
-        """Return percent of the GPU that it uses: 0 for one that NVML, which works, does not name."""
+        """Return percent of the GPU that it uses: 0 for a program that NVML, which works, does not name."""
         if self._gpu.unavailable is not None:
             return None
         if process.pid not in self._gpu.holders:
-            return 0.0
+            # A kernel thread that waits for storage loads no data of its own.
+            return 0.0 if process.is_program else None
         if self._identities.get(process.pid) != process.start_ticks:
             return None  # NVML means another process that had, or has, this pid
         return self._gpu.utilization.get(process.pid)
@@ -401,10 +404,15 @@ class Classifier:
                 gpus_of[cgroup] = gpus_of.get(cgroup, frozenset()) | self._gpu.holders[pid]
         self._node_of_cgroup = {cgroup: self._node_of(gpus) for cgroup, gpus in gpus_of.items()}
 
-    def _looks_up(self, process: Process) -> bool:
-        """Tell whether to look in /proc where it belongs: once, and not for what lives only a moment."""
+    def _looks_up(self, process: Process, activity: Activity) -> bool:
+        """Tell whether to look in /proc what and where it is: once, and only where something follows."""
+        if process.looked_up:
+            return False
         several = len(self._topology.nodes) > 1 and self._settings.numa.enabled
-        return several and process.evaluated and not process.looked_up
+        if several and process.evaluated:  # not for what lives only a moment
+            return True
+        waited = self._settings.detection.io_wait_threshold * (activity.run_ns + activity.sleep_ns)
+        return self._gpu.unavailable is None and activity.io_wait_ns > waited
 
     def _account(self, now_ns: int) -> None:
         """Add the time since the last evaluation to the phases."""

@@ -8,14 +8,18 @@ from pathlib import Path
 from zernel.scheduler.topology import cpu_list
 
 _MAX_BYTES = 1 << 14
+_PF_KTHREAD = 0x0020_0000  # include/linux/sched.h
 
 
 def start_ticks(pid: int, root: Path = Path("/")) -> int | None:
     """Return when it started, in clock ticks since boot: field 22 of /proc/PID/stat."""
-    text = _read(root / f"proc/{pid}/stat")
-    # The name, in parentheses, may hold anything, parentheses and line breaks too.
-    fields = text.rpartition(")")[2].split()
-    return int(fields[19]) if len(fields) > 19 and fields[19].isdecimal() else None
+    return _stat(pid, 22, root)
+
+
+def is_program(pid: int, root: Path = Path("/")) -> bool:
+    """Tell whether it is there and runs a program: it is no thread of the kernel's."""
+    flags = _stat(pid, 9, root)
+    return flags is not None and not flags & _PF_KTHREAD
 
 
 def name(pid: int, root: Path = Path("/")) -> str | None:
@@ -44,6 +48,14 @@ def threads(pid: int, root: Path = Path("/")) -> list[int]:
     except OSError:
         return []
     return sorted(int(name) for name in names if name.isdecimal())
+
+
+def _stat(pid: int, field: int, root: Path) -> int | None:
+    """Return a number of /proc/PID/stat; fields count from 1, as in proc(5)."""
+    # The name, in parentheses, may hold anything, parentheses and line breaks too; the third follows it.
+    fields = _read(root / f"proc/{pid}/stat").rpartition(")")[2].split()
+    text = fields[field - 3] if len(fields) > field - 3 else ""
+    return int(text) if text.isdecimal() else None
 
 
 def _status(pid: int, wanted: str, root: Path) -> str | None:
