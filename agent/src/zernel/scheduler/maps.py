@@ -200,6 +200,39 @@ class Layout:
         struct.pack_into(_FORMATS[size], data, base + offset, value % (1 << (8 * size)))
 
 
+class HintTable:
+    """The map of hints. Only what is new or getting old is written: most processes stay in their phase."""
+
+    def __init__(self, table: Map, layout: Layout, phases: Mapping[Phase, int]) -> None:
+        """Take an empty map; ``phases`` are the enumerators."""
+        self._table = table
+        self._layout = layout
+        self._phases = phases
+        self._written: dict[int, tuple[Hint, int]] = {}
+
+    def write(self, hints: Mapping[int, Hint], now_ns: int, lifetime_ns: int) -> bool:
+        """Make these all the hints there are; return whether anything was written."""
+        gone = self._written.keys() - hints.keys()
+        for pid in gone:
+            self._table.delete(pid.to_bytes(4, "little"))
+            del self._written[pid]
+        due = [pid for pid, hint in hints.items() if self._is_due(pid, hint, now_ns, lifetime_ns)]
+        for pid in due:
+            hint = hints[pid]
+            data = bytearray(self._table.value_size)
+            self._layout.put(data, "start_ticks", hint.start_ticks)
+            self._layout.put(data, "written_at", now_ns)
+            self._layout.put(data, "phase", self._phases[hint.phase])
+            self._layout.put(data, "node", -1 if hint.node is None else hint.node)
+            self._table.update(pid.to_bytes(4, "little"), bytes(data))
+            self._written[pid] = hint, now_ns
+        return bool(gone or due)
+
+    def _is_due(self, pid: int, hint: Hint, now_ns: int, lifetime_ns: int) -> bool:
+        before = self._written.get(pid)
+        return before is None or before[0] != hint or now_ns - before[1] >= lifetime_ns // 4
+
+
 class SchedulerMaps:
     """The maps of a loaded scheduler. Not for use from several threads at once."""
 
@@ -218,8 +251,7 @@ class SchedulerMaps:
         btf = obj.btf
         self._btf = btf
         self._delays = obj.map("delays")
-        self._hints = obj.map("hints")
-        self._hint_layout = Layout(btf, "hint")
+        self._hint_lifetime_ns = 0
         self._activity = obj.map("activity_0"), obj.map("activity_1")
         self._read_activity = Layout(btf, "activity").reader(*_ACTIVITY)
         self._role_sets: dict[int, frozenset[Role]] = {}
@@ -227,6 +259,7 @@ class SchedulerMaps:
         self._task_layout = Layout(btf, "task")
         self._roles = {role: self._enumerator(f"ROLE_{role.name}") for role in Role}
         self._phases = {phase: self._enumerator(f"POLICY_{phase.name}") for phase in Phase}
+        self._hints = HintTable(obj.map("hints"), Layout(btf, "hint"), self._phases)
         self._delay_layout = Layout(btf, "delays")
         self._policy_layout = Layout(btf, "policy")
         self._policy_size = btf.size(btf.find("policy", STRUCT) or 0)
@@ -245,6 +278,7 @@ class SchedulerMaps:
         }
         table = {self._enumerator(row): policy for row, policy in settings.policies.items()}
         self._change(table, **plain)
+        self._hint_lifetime_ns = settings.hint_lifetime_ns
 
     def set_tenants(self, tenants: Mapping[int, Tenant], cgroups: Mapping[int, int]) -> None:
         """Say which tenants there are.
@@ -296,18 +330,8 @@ class SchedulerMaps:
 
         To be repeated: each holds for ``hint_lifetime_ms`` only.
         """
-        wanted = {pid.to_bytes(4, "little"): hint for pid, hint in hints.items()}
-        for stale in set(self._hints.keys()) - wanted.keys():
-            self._hints.delete(stale)
-        now = time.monotonic_ns()
-        for pid, hint in wanted.items():
-            data = bytearray(self._hints.value_size)
-            self._hint_layout.put(data, "start_ticks", hint.start_ticks)
-            self._hint_layout.put(data, "written_at", now)
-            self._hint_layout.put(data, "phase", self._phases[hint.phase])
-            self._hint_layout.put(data, "node", -1 if hint.node is None else hint.node)
-            self._hints.update(pid, bytes(data))
-        self._raise("hint_generation")
+        if self._hints.write(hints, time.monotonic_ns(), self._hint_lifetime_ns):
+            self._raise("hint_generation")
 
     def drain(self) -> dict[int, Activity]:
         """Begin a new epoch, and return what processes did in the one that ended, by their ids."""
