@@ -3,16 +3,14 @@
  * Zernel's CPU scheduler for sched_ext, Linux 6.12 and later.
  *
  * A task that wakes takes an idle CPU at once if there is one: its previous CPU first, then one of the
- * same NUMA node, then any. Otherwise it waits, in order of virtual time (CPU time received, divided by
- * weight), in the queue of its NUMA node; a task bound to one CPU waits in a queue of that CPU. A CPU serves
- * those two queues in turn, and helps out other nodes when it has nothing to do.
+ * same NUMA node, then any. Otherwise it waits in its tenant's queue of its NUMA node, in order of virtual
+ * time (CPU time received, divided by weight); a task bound to one CPU waits in a queue of that CPU. A CPU
+ * serves the tenant that got least for its weight, and helps out other nodes when it has nothing to do.
  *
- * User space (zernel.scheduler.loader) sets the constants and fills `cpus` and `nodes` before it attaches
- * `zernel_ops`, and reads `counters` and `exit_record`. It finds their members by name, in this object's BTF.
+ * User space (zernel.scheduler.loader) sets the constants, the settings and `cpus` and `nodes` before it
+ * attaches `zernel_ops`, and reads what sched_intf.h describes.
  */
-#include "scx_compat.h"
-#include "sched_state.h"
-#include "sched_clock.h"
+#include "sched_dispatch.h"
 #include "sched_idle.h"
 
 char LICENSE[] SEC("license") = "GPL";
@@ -21,42 +19,70 @@ char LICENSE[] SEC("license") = "GPL";
 SEC("struct_ops/zernel_select_cpu")
 s32 BPF_PROG(zernel_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_flags)
 {
-	s32 cpu = pick_idle(p, prev_cpu);
-	struct cpu *previous, *chosen;
-	struct node *node;
+	struct cpu *previous = cpu_of(prev_cpu), *chosen;
+	struct task *t = task_of(p);
+	struct queue *queue;
+	s32 cpu;
 
+	if (!previous || !t)
+		return prev_cpu;
+	note_wake(p, t);
+	cpu = pick_idle(p, prev_cpu, previous, preferred_node(p, t, previous->node));
 	if (cpu < 0)
 		return prev_cpu;
-	count(idle_hits);
-	previous = cpu_of(prev_cpu);
 	chosen = cpu_of(cpu);
-	if (!previous || !chosen)
-		return cpu;
+	if (!chosen)
+		return prev_cpu;
+	count(idle_hits);
 	if (previous->node != chosen->node)
 		count(idle_remote);
-	node = node_of(chosen->node);
-	if (node)
-		p->scx.dsq_vtime = settled(p, p->scx.dsq_vtime, &node->clock);
+	find_tenant(p, t);
+	queue = queue_of(home(chosen), t->tenant);
+	if (queue)
+		t->vtime = settled(p, t->vtime, &queue->clock);
 	/* The local queue is that of the CPU returned here; enqueue() is then not called. */
-	dsq_insert(p, scx_dsq_local, slice_ns, scx_enq_immed);
+	dsq_insert(p, scx_dsq_local, settings.slice_ns, scx_enq_immed);
 	return cpu;
 }
 
-/* A task bound to `cpu`: it competes only with the others bound there, and in turn with the node's queue. */
-static __always_inline void enqueue_bound(struct task_struct *p, s32 cpu, struct cpu *here, u64 enq_flags)
+/* A task bound to this CPU came: it runs as soon as the CPU is idle, or now, if that is its policy. */
+static __always_inline void call_cpu(struct task *t, s32 cpu, struct cpu *here)
 {
-	/*
-	 * A per-CPU kernel thread serves that CPU (interrupt threads, writeback, migration): it goes next.
-	 * Only when it wakes: one that burns whole slices must not shut out everything else.
-	 */
-	if ((p->flags & PF_KTHREAD) && p->nr_cpus_allowed == 1 && (enq_flags & scx_enq_wakeup)) {
-		count(queued_local);
-		dsq_insert(p, scx_dsq_local, slice_ns, enq_flags);
+	const struct policy *policy = policy_of(t);
+	struct wish wish = {
+		.now = bpf_ktime_get_ns(),
+		.priority = policy->priority,
+		.any_rate = policy->preemption == PREEMPT_LOW_LATENCY,
+	};
+
+	if (!t->woke_at || policy->preemption < PREEMPT_AGGRESSIVE || !may_preempt(here, &wish)) {
+		scx_bpf_kick_cpu(cpu, scx_kick_idle);
 		return;
 	}
-	count(queued_cpu);
-	dsq_insert_vtime(p, CPU_QUEUE(cpu), slice_ns, settled(p, p->scx.dsq_vtime, &here->clock), enq_flags);
-	scx_bpf_kick_cpu(cpu, scx_kick_idle);
+	here->preempted_at = wish.now;
+	here->bound_first = true;
+	count(preempted);
+	scx_bpf_kick_cpu(cpu, scx_kick_preempt);
+}
+
+/*
+ * A task waits in a queue of the node. A CPU may have gone idle since select_cpu() looked, or that was not
+ * asked (a task at the end of its slice, behind others): without a kick it would sleep next to a waiting
+ * task.
+ */
+static __always_inline void call_node(struct task_struct *p, struct task *t, s32 cpu, struct cpu *here,
+				      u32 node, u32 slot)
+{
+	s32 idle = pick_idle(p, cpu, here, node);
+
+	if (idle >= 0)
+		scx_bpf_kick_cpu(idle, scx_kick_idle);
+	else if (!t->woke_at)
+		return;
+	else if (policy_of(t)->preemption >= PREEMPT_AGGRESSIVE)
+		preempt_for(p, t, cpu, node, slot == t->tenant && is_over_share(slot));
+	else if (here->priority == PRIORITY_YIELDS)
+		scx_bpf_kick_cpu(cpu, scx_kick_preempt);
 }
 
 SEC("struct_ops/zernel_enqueue")
@@ -64,118 +90,100 @@ void BPF_PROG(zernel_enqueue, struct task_struct *p, u64 enq_flags)
 {
 	s32 cpu = scx_bpf_task_cpu(p);
 	struct cpu *here = cpu_of(cpu);
-	struct node *node;
+	struct task *t = task_of(p);
+	u32 slot, node;
 
-	/* Cannot happen: `cpus` has every possible CPU. The task would be lost, so place it regardless. */
-	if (!here) {
-		dsq_insert(p, scx_dsq_local, slice_ns, enq_flags);
+	/* Cannot happen: `cpus` has every CPU, init_task() made `t`. The task would be lost, so place it. */
+	if (!here || !t) {
+		dsq_insert(p, scx_dsq_local, settings.slice_ns, enq_flags);
 		return;
 	}
+	leave_queue(t);
+	find_tenant(p, t);
+	note_wake(p, t);
+	if (!t->ready_at)
+		t->ready_at = bpf_ktime_get_ns();
 	if (is_bound(p)) {
-		enqueue_bound(p, cpu, here, enq_flags);
+		/*
+		 * A per-CPU kernel thread serves that CPU (interrupt threads, writeback, migration): it goes
+		 * next. Only when it wakes: one that burns whole slices must not shut out everything else.
+		 */
+		if ((p->flags & PF_KTHREAD) && p->nr_cpus_allowed == 1 && (enq_flags & scx_enq_wakeup)) {
+			count(queued_local);
+			dsq_insert(p, scx_dsq_local, settings.slice_ns, enq_flags);
+			return;
+		}
+		enqueue_bound(p, t, cpu, here, enq_flags);
+		call_cpu(t, cpu, here);
 		return;
 	}
-	node = node_of(here->node);
-	count(queued_node);
-	dsq_insert_vtime(p, NODE_QUEUE(here->node), slice_ns,
-			 node ? settled(p, p->scx.dsq_vtime, &node->clock) : 0, enq_flags);
-	/*
-	 * A CPU may have gone idle since select_cpu() looked, or that was not asked (a task at the end of
-	 * its slice, behind others): without a kick it would sleep next to a waiting task.
-	 */
-	cpu = pick_idle(p, cpu);
-	if (cpu >= 0)
-		scx_bpf_kick_cpu(cpu, scx_kick_idle);
-}
-
-/* Is the first task of the queue due before `vtime`? False for an empty queue. */
-static __always_inline bool head_is_before(u64 queue, u64 vtime)
-{
-	struct bpf_iter_scx_dsq it;
-	struct task_struct *first = NULL;
-	bool result = false;
-
-	if (!bpf_iter_scx_dsq_new(&it, queue, 0))
-		first = bpf_iter_scx_dsq_next(&it);
-	if (first)
-		result = before(first->scx.dsq_vtime, vtime);
-	bpf_iter_scx_dsq_destroy(&it);
-	return result;
-}
-
-/*
- * Serve one of the CPU's two queues. `prev` is the task that ran until now if it wants to go on and belongs
- * to this queue, else NULL. It is not in the queue: if nothing there is due before it, it goes on.
- */
-static __always_inline bool serve(u64 queue, const struct clock *clock, struct task_struct *prev,
-				  const struct cpu *here)
-{
-	if (scx_bpf_dsq_nr_queued(queue) <= 0)
-		return false;
-	if (prev) {
-		u64 ran = prev->se.sum_exec_runtime - here->started_at;
-		u64 vtime = prev->scx.dsq_vtime + charge(prev, ran);
-
-		if (!head_is_before(queue, settled(prev, vtime, clock))) {
-			prev->scx.slice = slice_ns;
-			count(kept);
-			return true;
-		}
-	}
-	if (!dsq_move_to_local(queue))
-		return false;
-	count(dispatched);
-	return true;
-}
-
-/*
- * Take a task from another node. An idle CPU takes any: waiting is worse than a remote memory access. A
- * busy one leaves a single waiting task to its own node, so that two nodes do not trade one task for ever.
- */
-static __always_inline bool steal(u32 own, bool busy)
-{
-	for (u32 i = 1; i < nr_nodes && i < MAX_NODES; i++) {
-		u32 other = own + i < nr_nodes ? own + i : own + i - nr_nodes;
-
-		if (scx_bpf_dsq_nr_queued(NODE_QUEUE(other)) > busy && dsq_move_to_local(NODE_QUEUE(other))) {
-			count(dispatched);
-			count(stolen);
-			return true;
-		}
-	}
-	return false;
+	slot = slot_for(t);
+	node = settings.numa ? preferred_node(p, t, here->node) : 0;
+	enqueue_node(p, t, node, slot, enq_flags);
+	call_node(p, t, cpu, here, node, slot);
 }
 
 SEC("struct_ops/zernel_dispatch")
 void BPF_PROG(zernel_dispatch, s32 cpu, struct task_struct *prev)
 {
 	struct cpu *here = cpu_of(cpu);
-	struct task_struct *prev_of_cpu = NULL, *prev_of_node = NULL;
-	struct node *node = here ? node_of(here->node) : NULL;
-	bool cpu_queue_first, busy;
+	struct node *node = here ? node_of(home(here)) : NULL;
+	struct candidate running = {};
+	struct view view = {};
+	bool keep = false, found;
+	struct task *t = NULL;
 
 	if (!node)
 		return;
-	busy = prev && (prev->scx.flags & SCX_TASK_QUEUED);
-	if (busy) {
-		if (is_bound(prev))
-			prev_of_cpu = prev;
-		else
-			prev_of_node = prev;
+	look(home(here), &view);
+	if (prev && prev->scx.flags & SCX_TASK_QUEUED) {
+		t = task_of(prev);
+		if (t) {
+			charge_run(prev, t, here);
+			note_slice(prev, t, view.now);
+			send_activity(prev, t, cpu, view.now);
+			running.there = true;
+			running.bound = is_bound(prev);
+			running.yields = policy_of(t)->preemption == PREEMPT_YIELD;
+			running.tenant = t->tenant;
+			running.order = task_order(t);
+		}
 	}
-	cpu_queue_first = here->cpu_queue_first;
-	here->cpu_queue_first = !cpu_queue_first;
-	if (cpu_queue_first && serve(CPU_QUEUE(cpu), &here->clock, prev_of_cpu, here))
-		return;
-	if (serve(NODE_QUEUE(here->node), &node->clock, prev_of_node, here))
-		return;
-	if (!cpu_queue_first && serve(CPU_QUEUE(cpu), &here->clock, prev_of_cpu, here))
-		return;
-	if (steal(here->node, busy))
+	advance_tenant_clock(view.now);
+	if (view.waiting || here->bound.waiting) {
+		/* The running task's tenant wants the CPU too, though none of its tasks may wait. */
+		if (running.there && !running.bound && !running.yields) {
+			u64 order = tenant_order(running.tenant);
+
+			if (!view.any || before(order, view.order)) {
+				view.any = true;
+				view.tenant = running.tenant;
+				view.order = order;
+			}
+		}
+		if (rescue(&view, cpu, here))
+			return;
+		if (may_serve_urgent(here, view.now) && serve_urgent(&view))
+			return;
+		if (balance(cpu, here, &view, &running))
+			return;
+		if (bound_is_first(cpu, here, &running, &view))
+			found = serve_bound(cpu, &running, &keep) || serve_node(&view, &running, &keep);
+		else
+			found = serve_node(&view, &running, &keep) || serve_bound(cpu, &running, &keep);
+		if (!found)
+			found = serve_last(&view, &running, &keep);
+		if (found && !keep)
+			return;
+	}
+	if (!keep && steal(view.node, running.there))
 		return;
 	/* The kernel lets `prev` go on, with its own default slice (20 ms) unless it has one. */
-	if (busy && prev)
-		prev->scx.slice = slice_ns;
+	if (running.there && prev) {
+		prev->scx.slice = settings.slice_ns;
+		if (keep)
+			count(kept);
+	}
 }
 
 /* running() and stopping() may execute on another CPU than the task's. */
@@ -183,48 +191,88 @@ SEC("struct_ops/zernel_running")
 void BPF_PROG(zernel_running, struct task_struct *p)
 {
 	struct cpu *here = cpu_of(scx_bpf_task_cpu(p));
-	struct node *node;
+	struct task *t = task_of(p);
+	u64 now = bpf_ktime_get_ns();
+	struct queue *queue;
 
-	if (!here)
+	if (!here || !t)
 		return;
-	here->started_at = p->se.sum_exec_runtime;
+	t->urgent = t->waits_in == WAITS_IN_NODE && t->queue_index % NR_SLOTS == LATENCY_SLOT;
+	leave_queue(t);
+	note_wait(t, now);
+	note_delay(t, now);
+	t->exec_at_start = p->se.sum_exec_runtime;
+	here->tenant = t->tenant;
+	here->priority = running_priority(t);
 	if (is_bound(p)) {
-		clock_advance(&here->clock, p->scx.dsq_vtime);
+		clock_advance(&here->bound.clock, t->vtime);
 		return;
 	}
-	node = node_of(here->node);
-	if (node)
-		clock_advance(&node->clock, p->scx.dsq_vtime);
+	queue = queue_of(home(here), t->tenant);
+	if (queue)
+		clock_advance(&queue->clock, t->vtime);
 }
 
 SEC("struct_ops/zernel_stopping")
 void BPF_PROG(zernel_stopping, struct task_struct *p, bool runnable)
 {
 	struct cpu *here = cpu_of(scx_bpf_task_cpu(p));
+	struct task *t = task_of(p);
+	u64 now;
 
-	if (here)
-		p->scx.dsq_vtime += charge(p, p->se.sum_exec_runtime - here->started_at);
+	if (!t || !here)
+		return;
+	charge_run(p, t, here);
+	here->priority = PRIORITY_IDLE;
+	now = bpf_ktime_get_ns();
+	if (runnable)
+		t->ready_at = now;
+	else
+		note_sleep(p, t, now);
+	send_activity(p, t, scx_bpf_task_cpu(p), now);
 }
 
+/* A task that joins, by being made or by changing its class. What is charged to it begins now. */
 SEC("struct_ops/zernel_enable")
 void BPF_PROG(zernel_enable, struct task_struct *p)
 {
 	struct cpu *here = cpu_of(scx_bpf_task_cpu(p));
-	struct node *node = here ? node_of(here->node) : NULL;
+	struct task *t = task_of(p);
+	struct queue *queue;
 
 	count(tasks);
-	if (node)
-		p->scx.dsq_vtime = clock_time(&node->clock);
+	if (!t || !here)
+		return;
+	t->ready_at = t->woke_at = t->slept_at = t->burst_ns = 0;
+	/* Nothing is known of it yet. */
+	t->run_avg_ns = 2 * settings.short_burst_ns;
+	t->exec_at_start = p->se.sum_exec_runtime;
+	queue = queue_of(home(here), t->tenant);
+	if (queue)
+		t->vtime = clock_time(&queue->clock);
 }
 
 SEC("struct_ops/zernel_disable")
 void BPF_PROG(zernel_disable, struct task_struct *p)
 {
+	struct task *t = task_of(p);
 	u32 only = 0;
 	struct counters *mine = bpf_map_lookup_elem(&counters, &only);
 
 	if (mine)
 		mine->tasks--;
+	if (!t)
+		return;
+	leave_queue(t);
+	t->unsent.since = 0;
+	send_activity(p, t, scx_bpf_task_cpu(p), bpf_ktime_get_ns());
+}
+
+/* Each task gets its storage here, so that it is never missing later. */
+SEC("struct_ops.s/zernel_init_task")
+s32 BPF_PROG(zernel_init_task, struct task_struct *p, struct scx_init_task_args *args)
+{
+	return bpf_task_storage_get(&tasks, p, 0, BPF_LOCAL_STORAGE_GET_F_CREATE) ? 0 : -ERROR_NO_MEMORY;
 }
 
 /*
@@ -259,6 +307,7 @@ static long init_cpu(u32 cpu, s32 *error)
 	members = node->cpus;
 	if (members)
 		bpf_cpumask_set_cpu(cpu, members);
+	node->nr_cpus++;
 	bpf_rcu_read_unlock();
 	*error = scx_bpf_create_dsq(CPU_QUEUE(cpu), node->numa_id);
 	return *error != 0;
@@ -278,19 +327,27 @@ static long init_node(u32 index, s32 *error)
 	members = bpf_kptr_xchg(&node->cpus, members);
 	if (members)
 		bpf_cpumask_release(members);
-	*error = scx_bpf_create_dsq(NODE_QUEUE(index), node->numa_id);
-	return *error != 0;
+	for (u32 slot = 0; slot < NR_SLOTS; slot++) {
+		*error = scx_bpf_create_dsq(NODE_QUEUE(index, slot), node->numa_id);
+		if (*error)
+			return 1;
+	}
+	return 0;
 }
 
 SEC("struct_ops.s/zernel_init")
 s32 BPF_PROG(zernel_init)
 {
+	const struct cpumask *online;
 	s32 error = 0;
 
-	if (!scx_dsq_local || !scx_enq_wakeup || !scx_kick_idle || !scx_pick_idle_core)
+	if (!scx_dsq_local || !scx_enq_wakeup || !scx_kick_idle || !scx_kick_preempt || !scx_pick_idle_core)
 		return -ERROR_INVALID;
-	if (nr_cpus < scx_bpf_nr_cpu_ids() || !nr_nodes || nr_nodes > MAX_NODES || !slice_ns)
+	if (nr_cpus < scx_bpf_nr_cpu_ids() || !nr_nodes || nr_nodes > MAX_NODES || !settings.slice_ns)
 		return -ERROR_INVALID;
+	online = scx_bpf_get_online_cpumask();
+	nr_online = bpf_cpumask_weight(online);
+	scx_bpf_put_cpumask(online);
 	bpf_loop(nr_nodes, init_node, &error, 0);
 	if (!error)
 		bpf_loop(nr_cpus, init_cpu, &error, 0);
@@ -308,6 +365,32 @@ void BPF_PROG(zernel_exit, struct scx_exit_info *info)
 	__sync_lock_test_and_set(&exit_record.kind, info->kind);
 }
 
+/* What the tracepoint sys_enter_futex gives: struct trace_event_raw_sys_enter. */
+struct futex_enter {
+	u64 common;
+	s64 number;
+	u64 args[6];
+};
+
+#define FUTEX_OPERATION	  0x7f /* include/uapi/linux/futex.h: without the flags */
+#define FUTEX_WAIT	  0
+#define FUTEX_WAIT_BITSET 9
+
+/* Attached only if collectives are to be told apart, for it costs each futex call. */
+SEC("tracepoint/syscalls/sys_enter_futex")
+int on_futex(struct futex_enter *call)
+{
+	u64 operation = call->args[1] & FUTEX_OPERATION;
+	struct task *t;
+
+	if (operation != FUTEX_WAIT && operation != FUTEX_WAIT_BITSET)
+		return 0;
+	t = bpf_task_storage_get(&tasks, bpf_get_current_task_btf(), 0, 0);
+	if (t)
+		t->futexes++;
+	return 0;
+}
+
 SEC(".struct_ops.link")
 struct sched_ext_ops zernel_ops = {
 	.select_cpu = (void *)zernel_select_cpu,
@@ -318,6 +401,7 @@ struct sched_ext_ops zernel_ops = {
 	.enable = (void *)zernel_enable,
 	.disable = (void *)zernel_disable,
 	.cpu_release = (void *)zernel_cpu_release,
+	.init_task = (void *)zernel_init_task,
 	.init = (void *)zernel_init,
 	.exit = (void *)zernel_exit,
 	.timeout_ms = 10000,

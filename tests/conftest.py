@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """For all tests: the marker ``root`` on what mounts; and with ZERNEL_NO_SKIP=1, which `make test` sets, a
-skipped test is a failed run."""
+skipped test is a failed run.
+
+How long one example of a property takes says something about the machine only: no test fails for it.
+"""
 
 from __future__ import annotations
 
 import os
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("zernel", deadline=None)
+hypothesis.settings.load_profile("zernel")
 
 MOUNTS = {"bare", "full_disk"}
 """The fixtures below all that mount something, which takes root: the simulation, a disk."""

@@ -21,16 +21,16 @@ static __always_inline bool is_bound(const struct task_struct *p)
 /* Virtual time that `ns` of CPU time cost the task. */
 static __always_inline u64 charge(const struct task_struct *p, u64 ns)
 {
-	return ns * WEIGHT_OF_NICE_0 / p->scx.weight;
+	return ns * WEIGHT_NEUTRAL / p->scx.weight;
 }
 
 /*
  * The clock's time. It follows the tasks that start, but never runs slower than 1/CLOCK_DIVISOR of real time,
- * however many tasks of whatever weight wait. Since nothing joins a queue behind its clock by more than a
- * slice (below), this bounds every wait: a task of the lowest weight joins 100 slices ahead at most, and is
- * among the first 8 * 100 slices later (2.4 s), also next to tasks of 8,800 times its weight.
+ * however many tasks of whatever weight wait. Since nothing joins a queue further from its clock than
+ * settled() allows, this bounds every wait in a queue that is served.
  *
- * CPUs race for the clock. set_at is written first and read last: at worst a reader is a little behind.
+ * Several CPUs may set a clock at once: set_at is written first and read last, so that at worst a reader is a
+ * little behind.
  */
 static __always_inline u64 clock_time(const volatile struct clock *clock)
 {
@@ -54,14 +54,15 @@ static __always_inline void clock_advance(volatile struct clock *clock, u64 vtim
  * Not more than a slice behind, so that sleeping earns one slice at most; for a heavy task, what a slice
  * costs it, since its virtual time passes slowly and others of its kind would wait long for it. Not further
  * ahead than a slice costs it, so that a task from a queue with another clock does not wait for that
- * difference.
+ * difference; and not further than the starvation bound, for the sake of the lightest.
  */
 static __always_inline u64 settled(const struct task_struct *p, u64 vtime, const struct clock *clock)
 {
 	u64 now = clock_time(clock);
-	u64 cost = charge(p, slice_ns);
-	u64 earliest = now - (cost < slice_ns ? cost : slice_ns);
-	u64 latest = now + cost;
+	u64 slice = settings.slice_ns;
+	u64 cost = charge(p, slice);
+	u64 earliest = now - (cost < slice ? cost : slice);
+	u64 latest = now + (cost < settings.starvation_ns ? cost : settings.starvation_ns);
 
 	if (before(vtime, earliest))
 		return earliest;

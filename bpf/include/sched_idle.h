@@ -20,7 +20,7 @@ static __always_inline s32 pick_idle_in_node(struct task_struct *p, u32 node_ind
 	struct node *node = node_of(node_index);
 	struct bpf_cpumask *members, *both;
 
-	if (nr_nodes == 1)
+	if (nr_nodes == 1 || !settings.numa)
 		return scx_bpf_pick_idle_cpu(p->cpus_ptr, flags);
 	if (!mine || !node)
 		return -1;
@@ -33,12 +33,15 @@ static __always_inline s32 pick_idle_in_node(struct task_struct *p, u32 node_ind
 	return scx_bpf_pick_idle_cpu((const struct cpumask *)both, flags);
 }
 
-/* Claim an idle CPU that the task may use, as near to `prev_cpu` as there is; negative if there is none. */
-static __always_inline s32 pick_idle(struct task_struct *p, s32 prev_cpu)
+/*
+ * Claim an idle CPU that the task may use, if there is one on that node, and there `prev_cpu` if it is;
+ * negative if there is none at all.
+ */
+static __always_inline s32 pick_idle(struct task_struct *p, s32 prev_cpu, const struct cpu *previous,
+				     u32 node)
 {
-	struct cpu *previous = cpu_of(prev_cpu);
-	u32 node = previous ? previous->node : 0;
-	bool may_return = bpf_cpumask_test_cpu(prev_cpu, p->cpus_ptr);
+	bool may_return =
+		bpf_cpumask_test_cpu(prev_cpu, p->cpus_ptr) && (!settings.numa || previous->node == node);
 	s32 cpu;
 
 	/* A wholly idle core nearby is worth more than a warm cache whose core is half busy. */
@@ -52,7 +55,7 @@ static __always_inline s32 pick_idle(struct task_struct *p, s32 prev_cpu)
 	if (may_return && scx_bpf_test_and_clear_cpu_idle(prev_cpu))
 		return prev_cpu;
 	cpu = pick_idle_in_node(p, node, 0);
-	if (cpu < 0 && nr_nodes > 1)
+	if (cpu < 0 && nr_nodes > 1 && settings.numa)
 		cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
 	return cpu;
 }

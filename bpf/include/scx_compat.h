@@ -41,11 +41,30 @@ struct sched_ext_entity {
 	u64 dsq_vtime;
 } __relocated;
 
+struct kernfs_node {
+	u64 id;
+} __relocated;
+
+struct cgroup {
+	int level;
+	struct kernfs_node *kn;
+	struct cgroup *ancestors[1];
+} __relocated;
+
+struct css_set {
+	struct cgroup *dfl_cgrp;
+} __relocated;
+
 struct task_struct {
+	int tgid;
+	u64 start_boottime;
+	struct task_struct *group_leader;
+	struct css_set *cgroups;
 	unsigned int flags;
 	int nr_cpus_allowed;
 	const struct cpumask *cpus_ptr;
 	unsigned short migration_disabled;
+	unsigned in_iowait : 1;
 	struct sched_entity se;
 	struct sched_ext_entity scx;
 } __relocated;
@@ -62,6 +81,7 @@ struct scx_exit_info {
 } __relocated;
 
 struct scx_cpu_release_args;
+struct scx_init_task_args;
 
 /* libbpf matches the members by name: one that is zero here may be absent from the running kernel. */
 struct sched_ext_ops {
@@ -72,6 +92,7 @@ struct sched_ext_ops {
 	void (*stopping)(struct task_struct *p, bool runnable);
 	void (*enable)(struct task_struct *p);
 	void (*disable)(struct task_struct *p);
+	s32 (*init_task)(struct task_struct *p, struct scx_init_task_args *args);
 	void (*cpu_release)(s32 cpu, struct scx_cpu_release_args *args);
 	s32 (*init)(void);
 	void (*exit)(struct scx_exit_info *info);
@@ -103,6 +124,10 @@ struct bpf_cpumask *bpf_cpumask_create(void) __ksym;
 void bpf_cpumask_release(struct bpf_cpumask *mask) __ksym;
 void bpf_cpumask_set_cpu(u32 cpu, struct bpf_cpumask *mask) __ksym;
 bool bpf_cpumask_test_cpu(u32 cpu, const struct cpumask *mask) __ksym;
+bool bpf_cpumask_intersects(const struct cpumask *a, const struct cpumask *b) __ksym;
+u32 bpf_cpumask_weight(const struct cpumask *mask) __ksym;
+const struct cpumask *scx_bpf_get_online_cpumask(void) __ksym;
+void scx_bpf_put_cpumask(const struct cpumask *mask) __ksym;
 bool bpf_cpumask_and(struct bpf_cpumask *to, const struct cpumask *a, const struct cpumask *b) __ksym;
 void bpf_rcu_read_lock(void) __ksym;
 void bpf_rcu_read_unlock(void) __ksym;

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scheduler_host import Host
 
 from testbed import Disk, Guest, GuestSpec, TestbedError, image, kernel
 from testbed.image import Image
@@ -56,3 +57,37 @@ def guest(guest_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Itera
         pytest.fail(error.render(), pytrace=False)
     with booted:
         yield booted
+
+
+@pytest.fixture(scope="module", params=["debian", "6.12"])
+def any_host(request: pytest.FixtureRequest, guest_image: Image) -> Iterator[Host]:
+    """Each kernel in turn."""
+    if request.param == "debian":
+        yield request.getfixturevalue("debian_host")
+        return
+    kernel = request.getfixturevalue("small_kernel")
+    with Guest.boot(GuestSpec(name="zernel-6-12", cpus=2, kernel=kernel), image=guest_image) as guest:
+        yield Host(guest)
+
+
+@pytest.fixture(scope="module")
+def debian_host(guest: Guest) -> Iterator[Host]:
+    """The shared guest: Debian's kernel, 4 CPUs on 2 NUMA nodes."""
+    made = Host(guest)
+    yield made
+    made.reset()
+    guest.run("apt-get -q -y remove zernel-agent; rm -rf /root/workloads", timeout=300)
+
+
+@pytest.fixture
+def any_kernel(any_host: Host) -> Iterator[Host]:
+    any_host.reset()
+    yield any_host
+    any_host.reset()
+
+
+@pytest.fixture
+def host(debian_host: Host) -> Iterator[Host]:
+    debian_host.reset()
+    yield debian_host
+    debian_host.reset()

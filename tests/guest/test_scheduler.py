@@ -9,117 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from scheduler_host import DROP_IN, HERE, SETTINGS, Host
 
-from agent_package import install
 from bpf_build import build_object
-from testbed import Guest, GuestSpec
-from testbed.image import Image
 
 pytestmark = pytest.mark.quiet
-HERE = Path(__file__).parent
-SETTINGS = "/etc/zernel/scheduler.toml"
-PYTHON_START_S = 0.2  # emulated, on a machine that does nothing else
-DROP_IN = "/run/systemd/system/zernel-scheduler.service.d/test.conf"
-
-
-class Host:
-    """A guest with the agent installed."""
-
-    def __init__(self, guest: Guest) -> None:
-        self.guest = guest
-        install(guest)
-        guest.put(HERE / "workloads", "/root/workloads")
-        guest.run(f"cp {SETTINGS} /root/scheduler.toml")
-
-    def reset(self) -> None:
-        """Stop the service, take back what a test changed, and begin a new page of the journal."""
-        self.guest.run(
-            f"systemctl stop zernel-scheduler; rm -rf {DROP_IN}; cp /root/scheduler.toml {SETTINGS}; "
-            "systemctl daemon-reload; systemctl reset-failed zernel-scheduler; "
-            "for cpu in /sys/devices/system/cpu/cpu*/online; do echo 1 > $cpu; done",
-            check=False,
-        )
-        self._cursor = self.guest.run("journalctl -n 1 --show-cursor").stdout.split("-- cursor: ")[1].strip()
-
-    def start(self) -> None:
-        self.guest.run("systemctl start zernel-scheduler")
-
-    def settings(self, text: str) -> None:
-        self.guest.run(f"cat > {SETTINGS}", stdin=text)
-
-    def state(self) -> str:
-        return self.guest.run("cat /sys/kernel/sched_ext/state").stdout.strip()
-
-    def show(self, name: str) -> str:
-        return self.guest.run(f"systemctl show zernel-scheduler --value -p {name}").stdout.strip()
-
-    def journal(self) -> str:
-        words = ["journalctl", "-o", "cat", "-u", "zernel-scheduler", f"--after-cursor={self._cursor}"]
-        self.guest.run("journalctl --sync")
-        return self.guest.run(words).stdout
-
-    def metrics(self, port: int = 9093) -> dict[str, float]:
-        fetch = (
-            f"import urllib.request as u; print(u.urlopen('http://127.0.0.1:{port}/metrics').read().decode())"
-        )
-        text = self.guest.run(["python3", "-c", fetch]).stdout
-        lines = [line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#")]
-        return {name: float(value) for name, _, value in lines}
-
-    def workload(self, name: str, *arguments: object, timeout: float = 240) -> str:
-        words = " ".join(map(str, arguments))
-        return self.guest.run(f"python3 /root/workloads/{name}.py {words}", timeout=timeout).stdout
-
-    def allowed(self, seconds: float) -> float:
-        """Return what ``seconds`` become when Python takes longer to start than in a guest left alone."""
-        fastest = "min(timeit.repeat(lambda: subprocess.call(['python3', '-c', '']), number=1, repeat=3))"
-        command = f"import subprocess, timeit; print({fastest})"
-        return seconds * max(1.0, float(self.guest.run(["python3", "-c", command]).stdout) / PYTHON_START_S)
-
-    def until(self, condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, f"{what}\n{self.journal()}"
-            time.sleep(0.3)
-
-
-@pytest.fixture(scope="module", params=["debian", "6.12"])
-def any_host(request: pytest.FixtureRequest, guest_image: Image) -> Iterator[Host]:
-    """Each kernel in turn."""
-    if request.param == "debian":
-        yield request.getfixturevalue("debian_host")
-        return
-    kernel = request.getfixturevalue("small_kernel")
-    with Guest.boot(GuestSpec(name="zernel-6-12", cpus=2, kernel=kernel), image=guest_image) as guest:
-        yield Host(guest)
-
-
-@pytest.fixture(scope="module")
-def debian_host(guest: Guest) -> Iterator[Host]:
-    """The shared guest: Debian's kernel, 4 CPUs on 2 NUMA nodes."""
-    made = Host(guest)
-    yield made
-    made.reset()
-    guest.run("apt-get -q -y remove zernel-agent; rm -rf /root/workloads", timeout=300)
-
-
-@pytest.fixture
-def any_kernel(any_host: Host) -> Iterator[Host]:
-    any_host.reset()
-    yield any_host
-    any_host.reset()
-
-
-@pytest.fixture
-def host(debian_host: Host) -> Iterator[Host]:
-    debian_host.reset()
-    yield debian_host
-    debian_host.reset()
 
 
 def test_started_it_runs_the_tasks_and_counts_its_decisions(any_kernel: Host) -> None:
@@ -236,6 +133,11 @@ def test_reload_takes_over_good_settings_and_refuses_bad_ones(host: Host) -> Non
     host.settings("[scheduler]\nslice_us = 8000\n[telemetry]\nmetrics_port = 9191\n")
     host.guest.run("systemctl reload zernel-scheduler")
     host.until(lambda: "settings reloaded" in host.journal(), "not reloaded")
+    # The running scheduler took it over, without a gap.
+    assert host.metrics(9191)["zernel_scheduler_loads_total"] == 1
+    host.settings("[scheduler]\nwatchdog_timeout_ms = 9000\n[telemetry]\nmetrics_port = 9191\n")
+    host.guest.run("systemctl reload zernel-scheduler")
+    host.until(lambda: host.journal().count("settings reloaded") == 2, "not reloaded")
     metrics = host.metrics(9191)
     assert metrics["zernel_scheduler_loads_total"] == 2
     assert metrics["zernel_scheduler_enabled"] == 1
@@ -270,16 +172,20 @@ def test_a_scheduler_that_forgets_tasks_is_ejected_and_the_reason_reported(
     host.guest.put(build_object(HERE / "objects/stall.bpf.c", tmp_path), "/root/stall.bpf.o")
     # ProtectHome hides /root from the service.
     host.guest.run("mkdir -p /opt/stall && mv /root/stall.bpf.o /opt/stall/sched.bpf.o")
-    host.settings("[scheduler]\nwatchdog_timeout_ms = 2000\n")
+    host.settings("[scheduler]\nwatchdog_timeout_ms = 2000\n[safety]\nmax_ejections = 1\n")
     host.guest.run(
         f"mkdir -p {Path(DROP_IN).parent} && cat > {DROP_IN} && systemctl daemon-reload",
-        stdin="[Service]\nEnvironment=ZERNEL_BPF_DIR=/opt/stall\nRestart=no\n",
+        stdin="[Service]\nEnvironment=ZERNEL_BPF_DIR=/opt/stall\n",
     )
     host.guest.run("systemctl start --no-block zernel-scheduler", check=False)
     host.guest.run("for i in 1 2 3 4 5 6 7 8; do timeout 20 sh -c 'while :; do :; done' & done; wait")
-    host.until(lambda: host.show("ActiveState") == "failed", "it is not reported")
-    assert host.show("ExecMainStatus") == "1"
+    host.until(lambda: "STAYING on the kernel's own scheduler" in host.journal(), "it is not reported")
+    assert host.show("ActiveState") == "active"
+    assert "STAYING OFF until a reload" in host.show("StatusText")
     assert host.state() == "disabled"
+    metrics = host.metrics()
+    assert metrics["zernel_scheduler_gave_up"] == metrics["zernel_scheduler_ejections_total"] == 1
+    assert metrics["zernel_scheduler_enabled"] == 0
     journal = host.journal()
     # The forgotten task may be the kernel's watchdog worker itself: then the tick notices that it is overdue.
     noticed = r"runnable task stall: (.* failed to run for|watchdog failed to check in)"

@@ -20,6 +20,8 @@ from zernel.errors import ZernelError
 
 T = TypeVar("T")
 
+_NOT_ASKED = object()  # an option that is not there, where None is one without its value
+
 # The collection's module zernel_services looks for these words in a service's StatusText.
 NOT_RELOADED = "settings NOT reloaded"
 """Begins a line for ``systemctl status`` while the file's settings are not in use. The module fails."""
@@ -71,9 +73,11 @@ class Program(Generic[T]):
         if args.dump_config:
             streams.write(self.default_file())
             return 0
-        settings = Settings(self.schema, args.config or self.default_path, required=args.config is not None)
+        checks = args.check_config is not _NOT_ASKED
+        named = (args.check_config if checks else None) or args.config
+        settings = Settings(self.schema, named or self.default_path, required=named is not None)
         config = settings.load()
-        if args.check_config:
+        if checks:
             verdict = "valid" if settings.path.exists() else "not there; the defaults hold"
             streams.write(f"{settings.path}: {verdict}\n")
             return 0
@@ -86,7 +90,14 @@ class Program(Generic[T]):
         where = f"the settings (default: {self.default_path}, if it exists)"
         parser.add_argument("--config", type=Path, metavar="FILE", help=where)
         act = parser.add_mutually_exclusive_group()
-        act.add_argument("--check-config", action="store_true", help="check the settings and exit")
+        act.add_argument(
+            "--check-config",
+            nargs="?",
+            type=Path,
+            default=_NOT_ASKED,
+            metavar="FILE",
+            help="check the settings, or those in FILE, and exit",
+        )
         act.add_argument("--dump-config", action="store_true", help="print the default settings and exit")
         parser.add_argument("--version", action="version", version=f"{self.name} {__version__}")
         return parser

@@ -69,7 +69,7 @@ class Problem(Record):
             lines += ["", "  Context:", *(f"    {text}" for text in self.context)]
         if self.did_you_mean:
             lines += ["", "  Did you mean:", *(f"    - {text}" for text in self.did_you_mean)]
-        return "\n".join(_harmless(line) for text in lines for line in text.split("\n"))
+        return "\n".join(harmless(line) for text in lines for line in text.split("\n"))
 
     def as_dict(self) -> dict[str, object]:
         """Return the finding for JSON: code, message, instance, suggestion, file, line, and more."""
@@ -97,7 +97,7 @@ MAX_LINE = 500
 """Characters of a line that are shown; what was read from a file may be of any length."""
 
 
-def _harmless(line: str) -> str:
+def harmless(line: str) -> str:
     """Return the line as a terminal may get it: escape sequences from a file shown, not obeyed, and cut."""
     if len(line) > MAX_LINE:
         line = f"{line[:MAX_LINE]}…"

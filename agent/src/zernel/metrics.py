@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import errno
 import http.server
+import json
 import logging
 import threading
-from collections.abc import Callable
+import urllib.parse
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from zernel.errors import fail
@@ -25,14 +27,27 @@ IDLE_TIMEOUT_S = 10
 log = logging.getLogger(__name__)
 
 
+Page = Callable[[Mapping[str, str]], tuple[int, dict[str, Any]]]
+"""Answers one path: the query's parameters (the last of each name) → HTTP status and what is sent as JSON."""
+
+
 class MetricsServer:
     """Serves one collector. ``ready`` returns None when the daemon does its work, else the reason why not."""
 
-    def __init__(self, port: int, collector: Any, ready: Callable[[], str | None], *, setting: str) -> None:
+    def __init__(
+        self,
+        port: int,
+        collector: Any,
+        ready: Callable[[], str | None],
+        *,
+        setting: str,
+        pages: Mapping[str, Page] | None = None,
+    ) -> None:
         """Bind 127.0.0.1:``port``.
 
         :param collector: an object with ``collect()``, as prometheus_client's custom collectors.
         :param setting: where the person changes the port, e.g. ``port in [prometheus] of /etc/...``.
+        :param pages: more paths, each answered in JSON.
         :raises ZernelError: when the port cannot be bound.
         """
         from prometheus_client.exposition import choose_encoder
@@ -40,8 +55,17 @@ class MetricsServer:
 
         registry = CollectorRegistry()
         registry.register(collector)
+        pages = pages or {}
 
-        def answer(path: str, accept: str) -> tuple[int, str, bytes]:
+        def answer(target: str, accept: str) -> tuple[int, str, bytes]:
+            path, _, query = target.partition("?")
+            if path in pages:
+                try:
+                    parameters = dict(urllib.parse.parse_qsl(query, max_num_fields=16))
+                except ValueError:
+                    return 400, _TEXT, b"Too many parameters\n"
+                status, data = pages[path](parameters)
+                return status, "application/json", json.dumps(data).encode() + b"\n"
             if path == "/metrics":
                 encoder, content_type = choose_encoder(accept)
                 return 200, content_type, encoder(registry)
@@ -50,7 +74,8 @@ class MetricsServer:
             if path == "/-/ready":
                 reason = ready()
                 return (200, _TEXT, b"ready\n") if reason is None else (503, _TEXT, f"{reason}\n".encode())
-            return 404, _TEXT, b"Paths: /metrics, /-/healthy, /-/ready\n"
+            paths = ", ".join(("/metrics", "/-/healthy", "/-/ready", *pages))
+            return 404, _TEXT, f"Paths: {paths}\n".encode()
 
         try:
             self._server = _Server(port, answer)
@@ -108,9 +133,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         try:
-            status, content_type, body = self.server.answer(
-                self.path.split("?", 1)[0], self.headers.get("Accept", "")
-            )
+            status, content_type, body = self.server.answer(self.path, self.headers.get("Accept", ""))
         except Exception:
             log.exception("cannot answer %s", self.path)
             status, content_type, body = 500, _TEXT, b"internal error; see the daemon's log\n"

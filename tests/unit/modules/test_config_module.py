@@ -38,6 +38,17 @@ def test_settings_are_written_and_not_again(config: Run, directory: Path) -> Non
     assert not config(scheduler=settings, observe={})["changed"]
 
 
+def test_tables_within_tables_are_written_as_the_daemon_reads_them(config: Run, directory: Path) -> None:
+    settings = {
+        "policy": {"gpu_compute": {"priority": -3}},
+        "tenant": {"a.b": {"cgroup": "/ml.slice", "class": "training"}},
+    }
+    assert config(scheduler=settings)["changed"]
+    assert tomllib.loads((directory / "scheduler.toml").read_text()) == settings
+    result = config(scheduler={"tenant": {"a": {"cgroup": "ml.slice"}}})
+    assert "'tenant.a.cgroup' is \"ml.slice\"; accepted: a path" in result["msg"]
+
+
 def test_without_settings_the_file_is_the_one_of_the_package(config: Run, directory: Path) -> None:
     shipped = CLONE / "agent/config/zerneld.toml"
     shutil.copy(shipped, directory)

@@ -6,6 +6,7 @@ The kernel's part is tested in a guest (tests/guest/test_scheduler.py).
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,9 +28,11 @@ from zernel.scheduler import daemon, loader
 from zernel.scheduler.config import Config
 from zernel.scheduler.kernel import EXIT_ERROR_STALL, EXIT_SYSRQ, EXIT_UNREG_KERN, Exit
 
+from .fakes import FakeMaps
+
 RESTART = (1 << 48) | (1 << 32)
 COUNTERS = ("idle_hits", "idle_remote", "queued_node", "queued_cpu", "queued_local")
-COUNTERS += ("dispatched", "stolen", "kept", "tasks")
+COUNTERS += ("dispatched", "stolen", "rescues", "preempted", "preempt_denied", "kept", "tasks")
 
 
 class FakeScheduler:
@@ -41,6 +45,7 @@ class FakeScheduler:
         self.ended: Exit | None = None
         self.closed = False
         self.ticks = 10
+        self.maps = FakeMaps()
 
     def exit(self) -> Exit | None:
         assert not self.closed, "asked after it was closed"
@@ -51,6 +56,9 @@ class FakeScheduler:
 
     def counters(self) -> dict[str, int]:
         return dict.fromkeys(COUNTERS, self.ticks)
+
+    def apply(self, config: Config) -> None:
+        self.config = config
 
     def close(self) -> None:
         self.closed = True
@@ -160,23 +168,85 @@ def test_metrics_and_readiness_tell_what_is_known(host: Host, running: Running) 
     assert 'zernel_scheduler_placements_total{place="idle_cpu"} 10.0' in text
     assert 'zernel_scheduler_tasks{type="total"} 10.0' in text
     assert "zernel_scheduler_load_seconds 0.25" in text
-    assert "phase" not in text
+    assert "zernel_scheduler_phase_transitions_total 0.0" in text
     assert get(port, "/-/ready") == "ready\n"
+    for path, code in (
+        ("/explain?pid=x", 400),
+        ("/explain?" + "&".join(["pid=1"] * 20), 400),
+        ("/none", 404),
+    ):
+        with pytest.raises(urllib.error.HTTPError, match=str(code)):
+            get(port, path)
+    assert json.loads(get(port, f"/explain?pid={os.getpid()}"))["pid"] == os.getpid()
 
 
-def test_an_ejection_is_reported_with_the_kernels_words_and_exits_1(
-    host: Host, running: Running, caplog: pytest.LogCaptureFixture
+STALL = Exit(EXIT_ERROR_STALL, 0, "runnable task stall", "x[5] failed to run", "CPU states")
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lets no time pass between an ejection and the next load; gives how many there were before each."""
+    record, given = daemon.Ejections.record, []
+
+    def now(self: Any, at: float) -> float | None:
+        given.append(len(self.within(at)))
+        return None if record(self, at) is None else 0.0
+
+    monkeypatch.setattr(daemon.Ejections, "record", now)
+    return given
+
+
+def test_an_ejection_is_reported_with_the_kernels_words_and_tried_again(
+    host: Host, running: Running, pauses: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    host.loaded[0].ended = Exit(
-        EXIT_ERROR_STALL, 0, "runnable task stall", "x[5] failed to run", "CPU states"
-    )
-    assert running.join() == 1
+    host.loaded[0].ended = STALL
+    until(lambda: len(host.loaded) == 2, "it was not tried again")
+    assert pauses == [0]
     assert "runnable task stall: x[5] failed to run" in caplog.text
     assert "CPU states" in caplog.text
-    assert len(host.loaded) == 1
     record = next(r for r in caplog.records if "ended the scheduler" in r.message)
     assert record.__dict__["ZERNEL_EXIT_KIND"] == EXIT_ERROR_STALL
+    text = get(port_of(running))
+    assert "zernel_scheduler_ejections_total 1.0" in text
+    assert "zernel_scheduler_enabled 1.0" in text
+    assert "zernel_scheduler_gave_up 0.0" in text
+
+
+def test_the_third_ejection_leaves_the_host_to_the_kernel_with_an_alert(
+    host: Host, running: Running, pauses: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in (1, 2, 3):
+        until(lambda n=number: len(host.loaded) == n, f"load {number}")
+        host.loaded[-1].ended = STALL
+    until(lambda: "STAYING on the kernel's own scheduler after 3" in caplog.text, "nothing was said")
+    text = get(port_of(running))
+    assert "zernel_scheduler_gave_up 1.0" in text
+    assert "zernel_scheduler_enabled 0.0" in text
+    assert "zernel_scheduler_ejections_total 3.0" in text
+    assert all(scheduler.closed for scheduler in host.loaded)
+    status = json.loads(get(port_of(running), "/status"))
+    assert (status["enabled"], status["gave_up"], status["ejections"]) == (False, True, 3)
+    assert "runnable task stall" in status["off"]
+    with pytest.raises(urllib.error.HTTPError, match="503"):
+        get(port_of(running), "/-/ready")
+    # A person who reloads wants another try.
+    running.signal(signal.SIGHUP)
+    until(lambda: len(host.loaded) == 4, "the reload did not load it")
+    assert "zernel_scheduler_gave_up 0.0" in get(port_of(running))
+
+
+def test_a_load_that_fails_after_an_ejection_counts_as_one(
+    host: Host, running: Running, pauses: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    host.refuse = lambda config: True
+    host.loaded[0].ended = STALL
+    until(lambda: "STAYING on the kernel's own scheduler after 3" in caplog.text, "nothing was said")
+    assert caplog.text.count("The verifier refuses it") >= 2
+    running.path.write_text(running.path.read_text() + "[scheduler]\nslice_us = 'x'\n")
+    running.signal(signal.SIGHUP)
+    until(lambda: "settings not reloaded" in caplog.text, "nothing was said")
+    assert running.thread.is_alive()
 
 
 def test_a_person_who_ends_it_by_sysrq_is_obeyed(host: Host, running: Running) -> None:
@@ -215,12 +285,20 @@ def test_metrics_and_readiness_say_so_when_the_kernel_runs_the_tasks_itself(
         get(port_of(running), "/-/ready")
 
 
-def test_reload_takes_over_a_new_slice_and_a_new_port(host: Host, running: Running) -> None:
-    old, new = port_of(running), free_port()
-    running.path.write_text(f"[scheduler]\nslice_us = 9000\n[telemetry]\nmetrics_port = {new}\n")
+def test_reload_hands_a_new_slice_to_the_running_scheduler(host: Host, running: Running) -> None:
+    running.path.write_text(running.path.read_text() + "[scheduler]\nslice_us = 9000\n")
     running.signal(signal.SIGHUP)
-    until(lambda: len(host.loaded) == 2, "the new slice was not loaded")
-    assert host.loaded[1].config.scheduler.slice_us == 9000
+    until(lambda: host.loaded[0].config.scheduler.slice_us == 9000, "the new slice was not taken over")
+    assert len(host.loaded) == 1
+    assert not host.loaded[0].closed
+
+
+def test_reload_takes_over_a_new_watchdog_and_a_new_port(host: Host, running: Running) -> None:
+    old, new = port_of(running), free_port()
+    running.path.write_text(f"[scheduler]\nwatchdog_timeout_ms = 9000\n[telemetry]\nmetrics_port = {new}\n")
+    running.signal(signal.SIGHUP)
+    until(lambda: len(host.loaded) == 2, "it was not loaded with the new timeout")
+    assert host.loaded[1].config.scheduler.watchdog_timeout_ms == 9000
 
     def moved() -> bool:
         try:
@@ -238,6 +316,33 @@ def test_reload_takes_over_a_new_slice_and_a_new_port(host: Host, running: Runni
         return False
 
     until(gone, "the old port still answers")
+
+
+def test_reload_takes_over_tenants_without_another_load(host: Host, running: Running) -> None:
+    maps = host.loaded[0].maps
+    until(lambda: list(maps.tenants) == [0], "the default tenant was not set")
+    tenant = '[multi_tenant]\nenabled = true\n[tenant.a]\ncgroup = "/none"\nclass = "training"\n'
+    running.path.write_text(running.path.read_text() + tenant)
+    running.signal(signal.SIGHUP)
+    until(lambda: list(maps.tenants) == [0, 1], "the tenant was not set")
+    assert maps.tenants[1].priority == 5
+    status = json.loads(get(port_of(running), "/status"))
+    assert len(host.loaded) == status["loads"] == 1
+
+
+def test_a_map_that_fails_leaves_the_scheduler_running_and_is_told_once(
+    host: Host, running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    maps = host.loaded[0].maps
+    maps.fault = fail("map-full", "The map is full", suggestion="None here")
+    until(lambda: "processes are not classified: ERROR: The map is full" in caplog.text, "nothing was said")
+    epochs = maps.epochs
+    until(lambda: maps.epochs > epochs + 3, "it was not tried again")
+    assert caplog.text.count("The map is full") == 1
+    assert "zernel_scheduler_enabled 1.0" in get(port_of(running))
+    maps.fault = None
+    until(lambda: "processes are classified again" in caplog.text, "it did not go on")
 
 
 def test_reload_of_the_same_settings_leaves_the_scheduler_alone(host: Host, running: Running) -> None:
@@ -266,11 +371,11 @@ def test_reload_of_a_bad_file_keeps_the_old_settings_and_says_why(
 def test_reload_that_the_kernel_refuses_loads_the_old_settings_again(
     host: Host, running: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
-    host.refuse = lambda config: config.scheduler.slice_us == 9000
-    running.path.write_text(running.path.read_text() + "[scheduler]\nslice_us = 9000\n")
+    host.refuse = lambda config: config.scheduler.watchdog_timeout_ms == 9000
+    running.path.write_text(running.path.read_text() + "[scheduler]\nwatchdog_timeout_ms = 9000\n")
     running.signal(signal.SIGHUP)
     until(lambda: len(host.loaded) == 2, "the old one did not come back")
-    assert host.loaded[1].config.scheduler.slice_us == Config().scheduler.slice_us
+    assert host.loaded[1].config.scheduler == Config().scheduler
     until(lambda: "The verifier refuses it" in caplog.text, "nothing was said")
 
 
@@ -349,13 +454,13 @@ def test_a_refused_reload_shows_until_a_later_one_succeeds(
     port = port_of(running)
     manager.hear("READY=1\nSTATUS=enabled; metrics on ")
     assert "zernel_scheduler_config_reload_success 1.0" in get(port)
-    host.refuse = lambda config: config.scheduler.slice_us == 9000
+    host.refuse = lambda config: config.scheduler.watchdog_timeout_ms == 9000
     for text, why in (
         (
             "[scheduler]\nslise_us = 1\n[numa]\nenabled = 1\n",
             "Unknown key 'slise_us' in [scheduler]; 'numa.ena",
         ),
-        ("[scheduler]\nslice_us = 9000\n", "The verifier refuses it; enabled; metrics on "),
+        ("[scheduler]\nwatchdog_timeout_ms = 9000\n", "The verifier refuses it; enabled; metrics on "),
     ):
         running.path.write_text(good + text)
         running.signal(signal.SIGHUP)

@@ -47,11 +47,6 @@ def test_a_kernel_without_numa_has_one_queue(tmp_path: Path) -> None:
     assert topology.read(system(tmp_path, "0-1")) == Topology(2, (NO_NODE,), (0, 0), smt=False)
 
 
-def test_flattened_treats_all_cpus_alike(tmp_path: Path) -> None:
-    found = topology.read(system(tmp_path, "0-3", {0: "0-1", 1: "2-3"})).flattened()
-    assert found == Topology(4, (NO_NODE,), (0, 0, 0, 0), smt=False)
-
-
 @pytest.mark.parametrize("possible", ["", "garbage", "0-99999999999", "3-1", "0-8192"])
 def test_a_list_of_cpus_that_cannot_be_is_refused(tmp_path: Path, possible: str) -> None:
     with pytest.raises(ZernelError, match="which CPUs there are"):
@@ -71,3 +66,11 @@ def test_this_machine_has_at_least_the_cpus_that_this_process_may_use() -> None:
 def test_any_text_is_a_list_or_nothing(text: str) -> None:
     numbers = topology.cpu_list(text)
     assert all(number >= 0 for number in numbers)
+
+
+def test_a_node_without_cpus_is_served_by_the_closest_that_has_some(tmp_path: Path) -> None:
+    root = system(tmp_path, "0-3", {0: "0-1", 1: "2-3", 2: "", 3: ""})
+    (root / "sys/devices/system/node/node2/distance").write_text("40 20 10 80\n")
+    found = topology.read(root)
+    assert [found.index_of(number) for number in (0, 1, 2, 3, 9, None)] == [0, 1, 1, 0, None, None]
+    assert found.cpus_of(1) == [2, 3]

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 from collections.abc import Callable, Iterator
+from ctypes import byref, c_uint32
+from pathlib import Path
 from typing import Self
 
 from zernel.bpf import libbpf
@@ -53,6 +56,12 @@ class Map:
         with libbpf.captured() as log:
             result = libbpf.library().bpf_map__set_max_entries(self.handle, entries)
             libbpf.check(result, f"size BPF map {self.name} for {entries} entries", log)
+
+    def set_pin_path(self, path: Path) -> None:
+        """Share the map, before the object is loaded: use what is pinned at ``path``, or make and pin it."""
+        with libbpf.captured() as log:
+            result = libbpf.library().bpf_map__set_pin_path(self.handle, os.fsencode(path))
+            libbpf.check(result, f"pin BPF map {self.name} at {path}", log)
 
     def lookup(self, key: bytes) -> bytes | None:
         """Return the value of ``key``, or None if there is no such entry."""
@@ -113,6 +122,32 @@ class Map:
             value = self.lookup(key)
             if value is not None:
                 yield key, value
+
+    def drain(self) -> Iterator[tuple[bytes, bytes]]:
+        """Remove every entry of a hash map and yield (key, value), in a few system calls."""
+        key_size, value_size, room = self.key_size, self.value_size, 256
+        position = ctypes.create_string_buffer(max(4, key_size))
+        started = False
+        while True:
+            keys, values = (ctypes.create_string_buffer(room * size) for size in (key_size, value_size))
+            count = c_uint32(room)
+            with libbpf.captured() as log:
+                result = libbpf.library().bpf_map_lookup_and_delete_batch(
+                    self.fd, position if started else None, position, keys, values, byref(count), None
+                )
+                if result == -errno.ENOSPC and room < self.max_entries:
+                    room *= 2  # more entries share a bucket than there is room for
+                    continue
+                if result != -errno.ENOENT:
+                    libbpf.check(result, f"drain BPF map {self.name}", log)
+            for i in range(count.value):
+                yield (
+                    keys.raw[i * key_size : (i + 1) * key_size],
+                    values.raw[i * value_size : (i + 1) * value_size],
+                )
+            if result == -errno.ENOENT:
+                return
+            started = True
 
     def _lookup(self, key: bytes, size: int) -> bytes | None:
         value = ctypes.create_string_buffer(size)

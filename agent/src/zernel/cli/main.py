@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 VERBS: dict[str, tuple[str, str]] = {
     "doctor": ("zernel.cli.doctor", "say what this host can run, and why not"),
     "kernel": ("zernel.cli.kernel", "report the running kernel's options for machine learning"),
+    "scheduler": ("zernel.cli.scheduler", "the CPU scheduler: its state, on and off, and a comparison"),
     "sysctl": ("zernel.cli.sysctl", "plan or apply the tuned sysctls, read back"),
     "init": ("zernel.cli.init", "validate a baseline device tree; with --apply, hand it to the kernel"),
     "validate": ("zernel.cli.validate", "validate any device tree: a baseline, a whole system, an overlay"),

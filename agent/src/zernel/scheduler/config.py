@@ -3,10 +3,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from zernel.config import dump, option, table
+from zernel.config import Conflict, dump, table, tables
+from zernel.scheduler.tables import (
+    MAX_TENANTS,
+    General,
+    MultiTenant,
+    Numa,
+    PhaseDetection,
+    Policies,
+    PriorityClass,
+    Safety,
+    Scheduler,
+    Telemetry,
+    Tenant,
+)
 
 DEFAULT_PATH = Path("/etc/zernel/scheduler.toml")
 HEADING = """Settings of zernel-scheduler, Zernel's CPU scheduler (sched_ext).
@@ -16,57 +30,75 @@ check it first with 'zernel-scheduler --check-config'."""
 
 
 @dataclass(frozen=True, slots=True)
-class Scheduler:
-    """How the BPF scheduler runs tasks."""
-
-    slice_us: int = option(
-        3000,
-        "How long a task runs before another that waits gets its turn, in microseconds. Longer means fewer "
-        "switches and warmer caches; shorter means that a task which wakes while all CPUs are busy waits "
-        "less. The kernel looks at it on its timer tick: below the tick (4000 at HZ=250) less changes "
-        "nothing. A change replaces the running scheduler: for a moment the kernel's own runs the tasks.",
-        minimum=500,
-        maximum=100_000,
-    )
-    watchdog_timeout_ms: int = option(
-        10_000,
-        "The kernel ends the scheduler, and its own takes over, when a task that could run has waited so "
-        "long, in milliseconds. A change replaces the running scheduler.",
-        minimum=1000,
-        maximum=30_000,  # SCX_WATCHDOG_MAX_TIMEOUT of the kernel
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Numa:
-    """NUMA nodes."""
-
-    enabled: bool = option(
-        True,
-        "Keep tasks on the CPUs of their NUMA node while it has free ones, with a queue for each node. When "
-        "false, all CPUs are treated alike. A change replaces the running scheduler.",
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Telemetry:
-    """What others can see."""
-
-    metrics_port: int = option(
-        9093,
-        "TCP port of the metrics (Prometheus) on 127.0.0.1: /metrics, /-/healthy and /-/ready.",
-        minimum=1,
-        maximum=65535,
-    )
-
-
-@dataclass(frozen=True, slots=True)
 class Config:
     """The whole file."""
 
+    general: General = table(General)
     scheduler: Scheduler = table(Scheduler)
+    phase_detection: PhaseDetection = table(PhaseDetection)
+    policy: Policies = table(
+        Policies,
+        "What a thread gets. One that shows what it does has the row for that: nccl_collective, launcher, "
+        "optimizer_step, data_loading or interactive. All others have the row of their process's phase.",
+    )
     numa: Numa = table(Numa)
+    multi_tenant: MultiTenant = table(MultiTenant)
+    priority_class: PriorityClass = table(
+        PriorityClass,
+        "What the priority classes of tenants are worth: each step multiplies a tenant's weight by 1.25, and "
+        "puts it earlier in the order by priority_step_us.",
+    )
+    tenant: dict[str, Tenant] = tables(
+        Tenant, f"The tenants, by any name but 'default'; at most {MAX_TENANTS}.", limit=MAX_TENANTS
+    )
+    safety: Safety = table(Safety)
     telemetry: Telemetry = table(Telemetry)
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield what contradicts itself, though each value is acceptable."""
+        bound, watchdog = self.safety.starvation_bound_ms, self.scheduler.watchdog_timeout_ms
+        if bound >= watchdog:
+            yield Conflict(
+                ("safety", "starvation_bound_ms"),
+                f"'safety.starvation_bound_ms' is {bound}: the kernel ends the scheduler after {watchdog}",
+                "Write less than scheduler.watchdog_timeout_ms",
+                ("scheduler", "watchdog_timeout_ms"),
+            )
+        lifetime, interval = self.safety.hint_lifetime_ms, self.general.phase_eval_interval_ms
+        if lifetime < 2 * interval:
+            yield Conflict(
+                ("safety", "hint_lifetime_ms"),
+                f"'safety.hint_lifetime_ms' is {lifetime}, and processes are classified every {interval}",
+                "Write at least twice general.phase_eval_interval_ms",
+                ("general", "phase_eval_interval_ms"),
+            )
+        idle, active = self.phase_detection.gpu_idle_threshold, self.phase_detection.gpu_active_threshold
+        if idle > active:
+            yield Conflict(
+                ("phase_detection", "gpu_idle_threshold"),
+                f"'phase_detection.gpu_idle_threshold' is {idle}: a GPU is active from {active} on",
+                "Write no more than gpu_active_threshold",
+                ("phase_detection", "gpu_active_threshold"),
+            )
+        yield from self._tenant_conflicts()
+
+    def _tenant_conflicts(self) -> Iterator[Conflict]:
+        seen: dict[str, str] = {}
+        for name, tenant in self.tenant.items():
+            if name == "default":
+                yield Conflict(
+                    ("tenant", name),
+                    "'default' is the tenant of all tasks that belong to no other",
+                    "Choose another name",
+                )
+            if tenant.cgroup in seen:
+                yield Conflict(
+                    ("tenant", name, "cgroup"),
+                    f"The tenants '{seen[tenant.cgroup]}' and '{name}' have one cgroup, {tenant.cgroup}",
+                    "Give each its own",
+                    ("tenant", seen[tenant.cgroup], "cgroup"),
+                )
+            seen.setdefault(tenant.cgroup, name)
 
 
 def default_file() -> str:

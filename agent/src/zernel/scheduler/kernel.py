@@ -80,6 +80,12 @@ def hotplug_sequence(root: Path = Path("/")) -> int:
     return int(text) if text.isdecimal() else 0
 
 
+def events(root: Path = Path("/")) -> dict[str, int]:
+    """Return what sched_ext counts about the scheduler that is loaded; nothing before Linux 6.15."""
+    pairs = (line.split() for line in (_text(root / DIRECTORY / "root/events") or "").splitlines()[:64])
+    return {words[0]: int(words[1]) for words in pairs if len(words) == 2 and words[1].isdecimal()}
+
+
 def _text(path: Path) -> str | None:
     try:
         return path.read_text(errors="replace").strip()

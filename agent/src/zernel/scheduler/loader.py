@@ -7,7 +7,7 @@ from the object's own type information, so nothing is written down twice.
 
 from __future__ import annotations
 
-import struct
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -15,11 +15,16 @@ from pathlib import Path
 from typing import Self
 
 from zernel.bpf import BpfObject, Btf, Link, object_path
-from zernel.bpf.btf import STRUCT
 from zernel.errors import ZernelError, fail
 from zernel.scheduler import kernel, support, topology
 from zernel.scheduler.config import Config
+from zernel.scheduler.maps import Layout, SchedulerMaps, Settings, fill
 from zernel.scheduler.topology import Topology
+
+log = logging.getLogger("zernel.scheduler")
+
+PINS = Path("/sys/fs/bpf/zernel")
+"""Where maps are that the scheduler shares with the probes."""
 
 OPS_NAME = "zernel"
 """The scheduler's name in /sys/kernel/sched_ext/root/ops."""
@@ -29,25 +34,28 @@ _KERNEL_CONSTANTS = {
     "scx_dsq_local": "SCX_DSQ_LOCAL",
     "scx_enq_wakeup": "SCX_ENQ_WAKEUP",
     "scx_kick_idle": "SCX_KICK_IDLE",
+    "scx_kick_preempt": "SCX_KICK_PREEMPT",
     "scx_pick_idle_core": "SCX_PICK_IDLE_CORE",
 }
 _ENABLE_TIMEOUT_S = 5.0
 _DISABLE_TIMEOUT_S = 5.0
 _HOTPLUG_ATTEMPTS = 5
-_ONLY = bytes(4)  # the key of a map with one entry
 
 
 class LoadedScheduler:
     """The scheduler in the kernel. Closing it returns the host to the kernel's own scheduler."""
 
-    def __init__(self, obj: BpfObject, link: Link, load_seconds: float, attach_seconds: float) -> None:
+    def __init__(
+        self, obj: BpfObject, maps: SchedulerMaps, link: Link, load_seconds: float, attach_seconds: float
+    ) -> None:
         self._object = obj
+        self.maps = maps
         self._link = link
-        self._counters = _layout(obj.btf, "counters")
-        self._record = _layout(obj.btf, "exit_record")
+        self._record = Layout(obj.btf, "exit_record")
+        self._futexes: Link | None = None
         # Scrapes read the counters from other threads; what they read must not be freed meanwhile.
         self._lock = threading.Lock()
-        self._last = dict.fromkeys(self._counters, 0)
+        self._last: dict[str, int] = {}
         self.load_seconds = load_seconds
         self.attach_seconds = attach_seconds
 
@@ -59,19 +67,20 @@ class LoadedScheduler:
 
         :raises ZernelError: if the kernel refuses it, or ends it at once.
         """
-        if not config.numa.enabled:
-            host = host.flattened()
         sequence = kernel.hotplug_sequence()
         obj = BpfObject.open(path or object_path("sched"))
         try:
             _configure(obj, config, host, btf, sequence)
+            shared = _share(obj)
             started = time.monotonic()
             obj.load()
             loaded = time.monotonic()
-            _fill(obj, host)
+            maps = _fill(obj, config, host)
+            maps.gpu_signal = shared
             link = obj.attach_struct_ops("zernel_ops")
-            self = cls(obj, link, loaded - started, time.monotonic() - loaded)
+            self = cls(obj, maps, link, loaded - started, time.monotonic() - loaded)
             self._wait_until_enabled()
+            self._watch_futexes(config)
         except BaseException:
             obj.close()
             raise
@@ -85,30 +94,41 @@ class LoadedScheduler:
         with self._lock:
             if self._link.closed:
                 return self._last
-            values = self._object.map("counters").lookup_percpu(_ONLY) or []
-            sums = {
-                name: sum(struct.unpack_from("<Q", value, offset)[0] for value in values)
-                for name, (offset, _) in self._counters.items()
-            }
-            # A task may join on one CPU and leave on another: only the sum, which wraps, has a meaning.
-            self._last = {name: value % (1 << 64) for name, value in sums.items()}
+            self._last = self.maps.counters()
             return self._last
+
+    def apply(self, config: Config) -> None:
+        """Make other settings hold at once: those of which :func:`replaces` says that they can."""
+        self.maps.apply(Settings.of(config))
+        self._watch_futexes(config)
 
     def enabled(self) -> bool:
         """Tell whether it is attached and the kernel has not ended it."""
         with self._lock:
             return not self._link.closed and self.exit() is None
 
+    def _watch_futexes(self, config: Config) -> None:
+        wanted = config.phase_detection.nccl_detection_enabled
+        if wanted and self._futexes is None:
+            try:
+                self._futexes = self._object.program("on_futex").attach()
+            except ZernelError as error:
+                log.warning("futex waits are not seen, nor collectives by them: %s", error)
+        elif not wanted and self._futexes is not None:
+            self._futexes.close()
+            self._futexes = None
+        self.maps.futex_signal = self._futexes is not None
+
     def exit(self) -> kernel.Exit | None:
         """Return why the kernel ended the scheduler, or None while it runs; not once it is closed."""
         record = self._object.bss("exit_record")
-        if not _integer(record, self._record["kind"]):
+        if not self._record.integer(record, "kind"):
             return None
         # The kind is written last: only a copy made after seeing it is whole.
         record = self._object.bss("exit_record")
-        code = _integer(record, self._record["code"])
-        texts = {name: _text(record, self._record[name]) for name in ("reason", "message", "dump")}
-        return kernel.Exit(_integer(record, self._record["kind"]), code, **texts)
+        code = self._record.integer(record, "code")
+        texts = {name: self._record.text(record, name) for name in ("reason", "message", "dump")}
+        return kernel.Exit(self._record.integer(record, "kind"), code, **texts)
 
     def close(self) -> None:
         """Detach and wait until the kernel's own scheduler runs every task again."""
@@ -155,12 +175,14 @@ def _configure(obj: BpfObject, config: Config, host: Topology, btf: Btf, hotplug
                 suggestion="Boot one of these kernels, or upgrade zernel-agent",
             )
         obj.set_rodata(constant, value)
-    obj.set_rodata("slice_ns", config.scheduler.slice_us * 1000)
     obj.set_rodata("nr_cpus", host.nr_cpus)
     obj.set_rodata("nr_nodes", len(host.nodes))
     obj.set_rodata("smt", host.smt)
     obj.map("cpus").set_max_entries(host.nr_cpus)
     obj.map("nodes").set_max_entries(len(host.nodes))
+    obj.map("queues").set_max_entries(len(host.nodes) * obj.map("queues").max_entries)
+    for table in ("hints", "activity_0", "activity_1"):
+        obj.map(table).set_max_entries(config.general.max_tracked_tasks)
     ops = ("zernel_ops", "sched_ext_ops")
     obj.set_struct_ops_member(*ops, "timeout_ms", config.scheduler.watchdog_timeout_ms)
     # The kernel refuses the scheduler if a CPU came or went since: its map of CPUs would be wrong.
@@ -171,40 +193,38 @@ def _configure(obj: BpfObject, config: Config, host: Topology, btf: Btf, hotplug
         obj.set_struct_ops_member(*ops, "cpu_release", 0)
 
 
-def _fill(obj: BpfObject, host: Topology) -> None:
-    """Tell the scheduler each CPU's node and each node's number; all else starts at zero."""
-    nodes, cpus = obj.map("nodes"), obj.map("cpus")
-    node_layout, cpu_layout = _layout(obj.btf, "node"), _layout(obj.btf, "cpu")
-    for index, number in enumerate(host.nodes):
-        value = bytearray(nodes.value_size)
-        struct.pack_into("<i", value, node_layout["numa_id"][0], number)
-        nodes.update(index.to_bytes(4, "little"), bytes(value))
-    for cpu, node in enumerate(host.node_of_cpu):
-        value = bytearray(cpus.value_size)
-        struct.pack_into("<I", value, cpu_layout["node"][0], node)
-        cpus.update(cpu.to_bytes(4, "little"), bytes(value))
+def _share(obj: BpfObject) -> bool:
+    """Let the probes tell what they see of the GPU; False where there is no BPF file system for that."""
+    try:
+        PINS.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        log.warning("what probes see of the GPU is not known here: %s: %s", PINS, error.strerror)
+        return False
+    obj.map("gpu_activity").set_pin_path(PINS / "gpu_activity")
+    return True
 
 
-def _layout(btf: Btf, name: str) -> dict[str, tuple[int, int]]:
-    """Return member → (offset, size) of a struct of the object."""
-    type_id = btf.find(name, STRUCT)
-    if type_id is None:
-        raise KeyError(f"the object has no struct {name}")
-    return {key: (member.offset, btf.size(member.type_id)) for key, member in btf.members(type_id).items()}
-
-
-def _integer(data: bytes, place: tuple[int, int]) -> int:
-    return int.from_bytes(data[place[0] : place[0] + place[1]], "little")
-
-
-def _text(data: bytes, place: tuple[int, int]) -> str:
-    return data[place[0] : place[0] + place[1]].split(b"\0", 1)[0].decode("utf-8", "replace")
+def _fill(obj: BpfObject, config: Config, host: Topology) -> SchedulerMaps:
+    """Tell the scheduler its settings, each CPU's node and each node's number; all else starts at zero."""
+    fill(obj.map("nodes"), Layout(obj.btf, "node"), "numa_id", dict(enumerate(host.nodes)))
+    fill(obj.map("cpus"), Layout(obj.btf, "cpu"), "node", dict(enumerate(host.node_of_cpu)))
+    maps = SchedulerMaps(obj)
+    maps.apply(Settings.of(config))
+    return maps
 
 
 def _wait(done: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not done() and time.monotonic() < deadline:
         time.sleep(0.01)
+
+
+def replaces(old: Config, new: Config) -> bool:
+    """Tell whether a change of settings needs another load, and cannot just be applied."""
+    return (old.general.max_tracked_tasks, old.scheduler.watchdog_timeout_ms) != (
+        new.general.max_tracked_tasks,
+        new.scheduler.watchdog_timeout_ms,
+    )
 
 
 def load_checked(config: Config) -> LoadedScheduler:

@@ -27,7 +27,8 @@ class Running(Protocol):
 class Snapshot:
     """One moment. ``base`` are the counters of schedulers that were replaced, ``ends`` counts by cause.
 
-    ``settings_in_use``: the settings file, as it was last read, is in use.
+    ``settings_in_use``: the settings file, as it was last read, is in use. ``off`` says why no scheduler is
+    loaded, where the kernel ejected it; ``gave_up`` that it is not loaded again without a person.
     """
 
     running: Running | None
@@ -35,6 +36,9 @@ class Snapshot:
     ends: dict[str, int]
     base: dict[str, int]
     settings_in_use: bool = True
+    ejections: int = 0
+    off: str | None = None
+    gave_up: bool = False
 
 
 class Status:
@@ -52,7 +56,8 @@ class Status:
     def loaded(self, running: Running) -> None:
         """Note that a scheduler was loaded."""
         with self._lock:
-            self._now = replace(self._now, running=running, loads=self._now.loads + 1)
+            now = self._now
+            self._now = replace(now, running=running, loads=now.loads + 1, off=None, gave_up=False)
 
     def unloading(self) -> None:
         """Note that the scheduler goes, and keep its counters: they must not start again with the next."""
@@ -64,7 +69,14 @@ class Status:
     def ended(self, why: kernel.Exit) -> None:
         """Note an end that the kernel decided on."""
         with self._lock:
-            self._now = replace(self._now, ends=added(self._now.ends, {why.cause: 1}))
+            now = self._now
+            ends = added(now.ends, {why.cause: 1})
+            self._now = replace(now, ends=ends, ejections=now.ejections + why.failed)
+
+    def stays_off(self, why: str, *, gave_up: bool) -> None:
+        """Note why no scheduler is loaded for now, or, when ``gave_up``, until a person asks for it."""
+        with self._lock:
+            self._now = replace(self._now, off=why, gave_up=gave_up)
 
     def reloaded(self, *, in_use: bool) -> None:
         """Note whether the settings file, as it was just read, is in use."""

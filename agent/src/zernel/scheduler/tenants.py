@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tenants: which cgroups are theirs, which GPUs they hold, and what weight follows from that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from zernel import files
+from zernel.scheduler.classes import class_priority, scaled
+from zernel.scheduler.tables import OWN_CLASS, MultiTenant, PriorityClass, Tenant
+
+DEFAULT = "default"
+"""Name of the tenant of all tasks that belong to no other; its index is 0."""
+
+_CGROUPS = Path("sys/fs/cgroup")
+_MAX_BYTES = 1 << 16  # of /proc/PID/cgroup: a path has at most 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One tenant as it is now.
+
+    ``gpus`` is the number of GPUs that its processes hold; one that several tenants hold is split. ``cgroup``
+    and ``cgroup_id`` (the inode of its directory) are None for the default tenant; without an id there is no
+    such cgroup now, and ``absent`` says so.
+    """
+
+    index: int
+    name: str
+    cgroup: str | None
+    cgroup_id: int | None
+    priority_class: str
+    priority: int
+    gpus: float
+    weight: int
+    absent: str | None = None
+
+
+class Tenants:
+    """The tenants of a configuration on this host."""
+
+    def __init__(
+        self,
+        settings: MultiTenant,
+        classes: PriorityClass,
+        configured: Mapping[str, Tenant],
+        root: Path = Path("/"),
+    ) -> None:
+        self._settings = settings
+        self._classes = classes
+        self._configured = dict(configured) if settings.enabled else {}
+        self._root = root
+
+    def parts(self, holders: Mapping[int, Iterable[int]]) -> list[Part]:
+        """Return the tenants, the default one first.
+
+        :param holders: pid → indices of the GPUs that it holds.
+        """
+        gpus = self._gpus(holders) if self._configured else {}
+        own = OWN_CLASS
+        parts = [self._part(0, DEFAULT, None, None, own, 0, gpus.get(0, 0.0))]
+        for index, (name, tenant) in enumerate(self._configured.items(), start=1):
+            held = gpus.get(index, 0.0)
+            inode = self._inode(tenant.cgroup)
+            parts.append(self._part(index, name, tenant.cgroup, inode, tenant.class_, tenant.weight, held))
+        return parts
+
+    def index_of(self, cgroup: str) -> int:
+        """Return the tenant of a cgroup path: that of the nearest ancestor that is one's, else 0."""
+        best, index_of_best = -1, 0
+        for index, tenant in enumerate(self._configured.values(), start=1):
+            inside = cgroup == tenant.cgroup or cgroup.startswith(tenant.cgroup + "/")
+            if inside and len(tenant.cgroup) > best:
+                best, index_of_best = len(tenant.cgroup), index
+        return index_of_best
+
+    def name_of(self, index: int) -> str:
+        """Return a tenant's name; one that the settings no longer have is a number."""
+        names = [DEFAULT, *self._configured]
+        return names[index] if index < len(names) else str(index)
+
+    def _part(
+        self,
+        index: int,
+        name: str,
+        cgroup: str | None,
+        inode: int | None,
+        class_: str,
+        fixed: int,
+        gpus: float,
+    ) -> Part:
+        default = self._settings.default_priority_class
+        priority = class_priority(class_, default, self._classes)
+        # The default tenant's weight is a floor for what runs beside the jobs, whatever GPUs it uses.
+        by_gpus = gpus * self._settings.weight_per_gpu if index else 0
+        weight = scaled(fixed or by_gpus or self._settings.cpu_only_weight, priority)
+        absent = None
+        if cgroup is not None and inode is None:
+            absent = f"there is no cgroup {self._root / _CGROUPS}{cgroup}"
+        shown = default if class_ == OWN_CLASS else class_
+        return Part(index, name, cgroup, inode, shown, priority, gpus, weight, absent)
+
+    def _gpus(self, holders: Mapping[int, Iterable[int]]) -> dict[int, float]:
+        """Return tenant → GPUs held."""
+        tenants_of_gpu: dict[int, set[int]] = {}
+        for pid, gpus in holders.items():
+            path = cgroup_of(pid, self._root)
+            if path is not None:
+                for gpu in gpus:
+                    tenants_of_gpu.setdefault(gpu, set()).add(self.index_of(path))
+        held: dict[int, float] = {}
+        for tenants in tenants_of_gpu.values():
+            for tenant in tenants:
+                held[tenant] = held.get(tenant, 0.0) + 1 / len(tenants)
+        return held
+
+    def _inode(self, cgroup: str) -> int | None:
+        path = Path(f"{self._root / _CGROUPS}{cgroup}")
+        try:
+            return path.stat().st_ino if path.is_dir() else None
+        except OSError:
+            return None
+
+
+def cgroup_of(pid: int, root: Path = Path("/")) -> str | None:
+    """Return the path of a process's cgroup in the v2 hierarchy; None where it has none, or is gone."""
+    try:
+        text = files.read_regular(root / f"proc/{pid}/cgroup", _MAX_BYTES).decode(errors="replace")
+    except OSError:
+        return None
+    for line in text.splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" and not controllers:
+            return path.removesuffix(" (deleted)")
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A tenant's part of the CPU time that all got in a while: as its weight wants it, and as it was.
+
+    ``wanted`` is among those who ran or waited; None where it did neither.
+    """
+
+    wanted: float | None
+    received: float | None
+
+
+class Shares:
+    """Works out shares between two looks at what each tenant got so far."""
+
+    def __init__(self) -> None:
+        self._before: dict[int, tuple[float, float]] = {}
+
+    def since_last(
+        self, used: Mapping[int, tuple[float, float]], weights: Mapping[int, int]
+    ) -> dict[int, Share]:
+        """Return the shares since the last call.
+
+        :param used: tenant → seconds run, seconds waited, since the scheduler was loaded.
+        :param weights: tenant → weight.
+        """
+        before, self._before = self._before, dict(used)
+        # A scheduler that was loaded anew counts from zero: what it counted is all new.
+        ran = {index: _grown(run, before.get(index, (0.0, 0.0))[0]) for index, (run, _) in used.items()}
+        waited = {index: _grown(wait, before.get(index, (0.0, 0.0))[1]) for index, (_, wait) in used.items()}
+        wanting = [index for index in weights if ran.get(index, 0) > 0 or waited.get(index, 0) > 0]
+        total_weight, total = sum(weights[index] for index in wanting), sum(ran.values())
+        shares = {}
+        for index in weights:
+            wanted = weights[index] / total_weight if index in wanting else None
+            shares[index] = Share(wanted, ran.get(index, 0.0) / total if total > 0 else None)
+        return shares
+
+
+def _grown(now: float, before: float) -> float:
+    return now - before if now >= before else now

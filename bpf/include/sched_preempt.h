@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Taking a CPU from the task that runs there, and how much of that a CPU bears. */
+#pragma once
+
+#include "sched_role.h"
+
+#define URGENT_BUCKET_NS (10 * NSEC_PER_MSEC) /* how much the latency queue may get at once */
+#define CPUS_TRIED	 8
+
+/* ---- The latency queue's part of a CPU ---- */
+
+/* What the latency queue got beyond its part wears off as time passes. */
+static __always_inline bool may_serve_urgent(struct cpu *here, u64 now)
+{
+	u64 since = now - here->urgent_at;
+	u64 earned;
+
+	if (since > 1000 * NSEC_PER_MSEC)
+		since = 1000 * NSEC_PER_MSEC;
+	earned = since * settings.latency_budget_permille / 1000;
+	here->urgent_ns = here->urgent_ns > earned ? here->urgent_ns - earned : 0;
+	here->urgent_at = now;
+	return here->urgent_ns < URGENT_BUCKET_NS;
+}
+
+/* ---- Whom to preempt ---- */
+
+#define PRIORITY_IDLE	127  /* of a CPU that runs nothing: nobody needs to preempt it */
+#define PRIORITY_YIELDS -127 /* of one whose task makes way for any other */
+
+/* What to note of a CPU as the task begins to run there. */
+static __always_inline s32 running_priority(const struct task *t)
+{
+	const struct policy *policy = policy_of(t);
+
+	return policy->preemption == PREEMPT_YIELD ? PRIORITY_YIELDS : policy->priority;
+}
+
+struct wish {
+	u64 now;
+	s32 priority;
+	u32 tenant;
+	bool any_rate;	 /* the rate does not hold for it */
+	bool own_tenant; /* only from tasks of its own tenant */
+	bool denied;
+};
+
+/* May the task that the wish is for take this CPU from the one that runs there? */
+static __always_inline bool may_preempt(const struct cpu *cpu, struct wish *wish)
+{
+	u64 since;
+
+	if (cpu->priority >= wish->priority || (wish->own_tenant && cpu->tenant != wish->tenant))
+		return false;
+	if (wish->any_rate)
+		return true;
+	since = wish->now - cpu->preempted_at;
+	if (since > 1000 * NSEC_PER_MSEC)
+		since = 1000 * NSEC_PER_MSEC;
+	/* Multiplied rather than divided: a rate of 0 then needs no case of its own. */
+	if (since * settings.preemptions_per_s >= 1000 * NSEC_PER_MSEC)
+		return true;
+	wish->denied = true;
+	return false;
+}
+
+/* What to look through for a CPU to preempt. */
+struct hunt {
+	struct task_struct *p;
+	struct wish wish;
+	u32 first;  /* the CPU where the task was */
+	u32 second; /* the CPU that wakes it */
+	s32 found;
+	u32 node;
+};
+
+static long try_cpu(u32 i, struct hunt *hunt)
+{
+	u32 number = i ? hunt->second + i - 1 : hunt->first;
+	struct cpu *cpu;
+
+	if (number >= nr_cpus)
+		number -= nr_cpus;
+	cpu = cpu_of(number);
+	if (!cpu || home(cpu) != hunt->node || !bpf_cpumask_test_cpu(number, hunt->p->cpus_ptr) ||
+	    !may_preempt(cpu, &hunt->wish))
+		return 0;
+	cpu->preempted_at = hunt->wish.now;
+	hunt->found = number;
+	return 1;
+}
+
+/*
+ * Make a CPU stop what it does for task p, which waits in a queue that this CPU serves. The CPU where p was
+ * is asked first, then this one, then those after it.
+ */
+static __always_inline void preempt_for(struct task_struct *p, struct task *t, s32 prev_cpu, u32 node,
+					bool own_tenant)
+{
+	const struct policy *policy = policy_of(t);
+	struct hunt hunt = {
+		.p = p,
+		.wish =
+			{
+				.now = bpf_ktime_get_ns(),
+				.priority = policy->priority,
+				.tenant = t->tenant,
+				.any_rate = policy->preemption == PREEMPT_LOW_LATENCY,
+				.own_tenant = own_tenant,
+			},
+		.first = prev_cpu,
+		.second = bpf_get_smp_processor_id(),
+		.found = -1,
+		.node = node,
+	};
+
+	bpf_loop(CPUS_TRIED, try_cpu, &hunt, 0);
+	if (hunt.found >= 0) {
+		count(preempted);
+		scx_bpf_kick_cpu(hunt.found, scx_kick_preempt);
+	} else if (hunt.wish.denied) {
+		count(preempt_denied);
+	}
+}

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What goes between the scheduler and user space about processes, on real kernels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scheduler_host import HERE, Host
+
+from bpf_build import build_object
+
+pytestmark = pytest.mark.quiet
+
+
+def test_it_tells_what_processes_do_and_takes_hints_only_while_they_hold(any_kernel: Host) -> None:
+    said: dict[str, Any] = json.loads(any_kernel.workload("processes"))
+    hog, sleeper, reader = (said[name] for name in ("hog", "sleeper", "reader"))
+    for name, ticks in said["start_ticks"].items():
+        assert said[name]["start_ticks"] == ticks
+    # Two seconds each. A burst that goes on counts as it grows.
+    assert hog["run_ns"] + hog["wait_ns"] == pytest.approx(2e9, rel=0.2)
+    assert hog["longest_burst_ns"] > 1e9
+    assert hog["bursts"] == hog["sleep_ns"] == 0
+    assert hog["roles"] == ["other"]
+    assert sleeper["sleep_ns"] > 1e9
+    assert sleeper["bursts"] > 30
+    assert sleeper["io_wait_ns"] == 0
+    assert "interactive" in sleeper["roles"]
+    assert reader["io_wait_ns"] > 0.8 * reader["sleep_ns"] > 0
+    assert "loader" in reader["roles"]
+    # No probe is there to see a GPU.
+    assert {hog["gpu_sync_ns"], sleeper["gpu_launch_ns"], reader["nccl_ns"]} == {None}
+    assert said["fresh"] == "gpu_compute"
+    assert said["stale"] is None
+    assert said["other"] is None
+    assert said["gone"]
+    assert said["self"]
+
+
+def test_processes_run_on_the_node_of_their_gpu_if_they_may(host: Host) -> None:
+    first, second, barred = json.loads(host.workload("near", 3))
+    assert first < 0.2
+    assert second > 0.8
+    assert barred == 0
+
+
+def test_threads_that_work_with_a_gpu_are_known_by_what_the_probes_see(
+    any_kernel: Host, tmp_path: Path
+) -> None:
+    probe = build_object(HERE / "objects/gpu_sync.bpf.c", tmp_path)
+    any_kernel.guest.put(probe, "/root/gpu_sync.bpf.o")
+    said = json.loads(any_kernel.workload("gpu_threads", "/root/gpu_sync.bpf.o"))
+    assert said["working"] == {
+        "launcher": "launcher",
+        "optimizer": "optimizer",
+        "collective": "collective",
+        "bystander": "interactive",
+    }
+    assert said["sync"]
+    # What was seen a while ago says nothing about now.
+    assert not {"launcher", "optimizer", "collective"} & set(said["idle"].values()), said

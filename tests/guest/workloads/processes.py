@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the scheduler tells of processes and takes from hints for them: ``python3 processes.py``.
+
+Loads the scheduler itself. Prints as JSON what it said of three processes (a hog, one that sleeps, one that
+waits for storage), and how a hog was treated with a hint: a fresh one, a stale one, one for another process
+of its number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from zernel.scheduler.config import Config, Safety
+from zernel.scheduler.loader import load_checked
+from zernel.scheduler.maps import Activity, Hint, SchedulerMaps
+from zernel.scheduler.policy import Phase
+
+HOG = "while True: pass"
+SLEEPER = "import time\nwhile True: time.sleep(0.02)"
+READER = """
+import mmap, os
+disk = os.open("/dev/vda", os.O_RDONLY | os.O_DIRECT)
+buffer = mmap.mmap(-1, 1 << 20)
+while True:
+    os.preadv(disk, [buffer], 0)
+"""
+LIFETIME_S = 1.0
+
+
+def start_ticks(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+
+
+def plain(activity: Activity) -> dict[str, Any]:
+    return dataclasses.asdict(activity) | {"roles": sorted(activity.roles)}
+
+
+def phase(maps: SchedulerMaps, pid: int, after: float) -> str | None:
+    time.sleep(after)
+    task = maps.task(pid)
+    assert task is not None
+    return task.phase
+
+
+def main() -> None:
+    config = dataclasses.replace(Config(), safety=Safety(hint_lifetime_ms=round(LIFETIME_S * 1000)))
+    with load_checked(config) as scheduler:
+        maps = scheduler.maps
+        programs = {"hog": HOG, "sleeper": SLEEPER, "reader": READER}
+        running = {name: subprocess.Popen([sys.executable, "-c", text]) for name, text in programs.items()}
+        time.sleep(2)
+        maps.drain()
+        time.sleep(2)
+        seen = maps.drain()
+        report: dict[str, Any] = {name: plain(seen[process.pid]) for name, process in running.items()}
+        report["start_ticks"] = {name: start_ticks(process.pid) for name, process in running.items()}
+        hog = running["hog"].pid
+        maps.set_hints({hog: Hint(start_ticks(hog), Phase.GPU_COMPUTE)})
+        report["fresh"] = phase(maps, hog, LIFETIME_S / 2)
+        report["stale"] = phase(maps, hog, LIFETIME_S)
+        maps.set_hints({hog: Hint(start_ticks(hog) - 1, Phase.GPU_COMPUTE)})
+        report["other"] = phase(maps, hog, LIFETIME_S / 2)
+        for process in running.values():
+            process.kill()
+            process.wait()
+        time.sleep(0.5)
+        maps.drain()
+        report["gone"] = maps.task(hog) is None and not any(p.pid in maps.drain() for p in running.values())
+        report["self"] = maps.task(os.getpid()) is not None
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
