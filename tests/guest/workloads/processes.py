@@ -34,6 +34,15 @@ while True:
 LIFETIME_S = 1.0
 
 
+def start(program: str) -> subprocess.Popen[bytes]:
+    """Start the program and wait until it is at work: that takes seconds in an emulated guest."""
+    text = f"print(flush=True)\n{program}"
+    process = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
 def start_ticks(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
 
@@ -54,8 +63,8 @@ def main() -> None:
     with load_checked(config) as scheduler:
         maps = scheduler.maps
         programs = {"hog": HOG, "sleeper": SLEEPER, "reader": READER}
-        running = {name: subprocess.Popen([sys.executable, "-c", text]) for name, text in programs.items()}
-        time.sleep(2)
+        running = {name: start(text) for name, text in programs.items()}
+        time.sleep(1)
         maps.drain()
         time.sleep(2)
         seen = maps.drain()
