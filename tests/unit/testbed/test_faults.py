@@ -118,7 +118,7 @@ def _boot_in_another_process(*state: Path) -> subprocess.Popen[bytes]:
         [sys.executable, "-c", BOOT, *map(str, state)],
         env={**os.environ, "PYTHONPATH": str(TESTS)},
         stderr=subprocess.DEVNULL,
-        # What a shell starts in the background ignores SIGINT, what nohup starts SIGHUP, and so do their children.
+        # A shell lets background jobs ignore SIGINT, nohup SIGHUP; what they start inherits that.
         preexec_fn=lambda: [signal.signal(one, signal.SIG_DFL) for one in (signal.SIGINT, signal.SIGHUP)],
     )
 
