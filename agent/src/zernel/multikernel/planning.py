@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from zernel.devicetree.model import DeviceUse, Instance, Resources, System
+from zernel.devicetree.reading import MAX_PROBLEMS, TooManyProblems
 from zernel.devicetree.units import format_cpus, format_size
 from zernel.devicetree.validate import validate
 from zernel.errors import Problem, ZernelError, fail
@@ -363,7 +364,8 @@ def replacements(
 
 def refused(problems: list[Problem]) -> ZernelError:
     """Return the error of a change that cannot be; as nothing is replaced then, no warning says that."""
-    return ZernelError(*(problem for problem in problems if problem.code != "instance-replaced"))
+    told = [problem for problem in problems if problem.code != "instance-replaced"]
+    return ZernelError(*(TooManyProblems(told[:MAX_PROBLEMS]).problems if len(told) > MAX_PROBLEMS else told))
 
 
 def check_busy(statuses: dict[str, str], steps: list[Step]) -> list[Problem]:

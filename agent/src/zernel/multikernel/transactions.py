@@ -52,8 +52,10 @@ def change(
                 settled = settled.but(notes=_unsettled(journal))
             elif not (dry_run and journal.is_locked()):
                 settled = settling.settle(fs, wire, journal, dry_run=dry_run)
-            calls = () if dry_run else CallJournal(journal).settle(fs)
-            settled = settled.but(notes=(*pool_notes, *settled.notes, *calls))
+            if not (dry_run and journal.is_locked()):
+                settled = settled.but(
+                    notes=(*pool_notes, *settled.notes, *CallJournal(journal).settle(fs, dry_run=dry_run))
+                )
             try:
                 yield wire, None if dry_run else journal, settled
             except ZernelError as error:
@@ -70,6 +72,8 @@ def _unsettled(journal: Journal) -> tuple[str, ...]:
 def give_up(fs: MultikernelFs, *, dry_run: bool) -> GivenUp:
     """End the change that an earlier command left and that cannot be settled, and name what is left of it."""
     with change(fs, dry_run, settle=False) as (wire, _, _):
+        if dry_run and Journal(fs).is_locked():
+            return GivenUp()  # what a command at work has begun is not unfinished
         return settling.give_up(fs, wire, Journal(fs), dry_run=dry_run)
 
 
