@@ -288,3 +288,17 @@ def test_the_history_of_an_older_zernel_is_read_and_not_rolled_back(host: Host) 
     assert "There is no change to roll back" in host.refused("rollback")
     host.ok("delete", "web")
     host.ok("rollback")
+
+
+@BOTH
+@pytest.mark.parametrize("faulty", [["none", "none", "partial"]], indirect=True)
+def test_a_deletion_that_is_said_to_have_failed_can_be_taken_back(faulty: Host) -> None:
+    faulty.ok("create", "web", "--cpus=4-5", "--memory=1GB")
+    faulty.ok("create", "db", "--cpus=8", "--memory=1GB")
+    shown = faulty.refused("delete", "web")
+    assert "The instance was deleted, and the kernel reports a failure all the same" in shown
+    assert "Suggestion: Nothing is left to be deleted; to have it back: zernel rollback" in shown
+    assert set(faulty.instances()) == {"db"}
+    faulty.ok("rollback")
+    assert faulty.instances()["web"]["cpus"] == [4, 5]
+    assert not pending(faulty)

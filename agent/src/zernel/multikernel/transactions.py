@@ -141,7 +141,9 @@ def apply(
         made = [*(one.id for one in applied), found.id if found else None]
         made += [None] * (len(steps) - len(made))
         undone = settling.undo(fs, wire, journal, entry.but(made=tuple(made)))
-        if not undone.left:
+        if found is not None and _is_gone(fs, entry):  # whatever the kernel says, a rollback can undo it
+            settling.record(journal, entry, (found.id,))
+        elif not undone.left:
             journal.end()
         raise _failed(fs, entry, step, found, refusal, undone)
     settling.record(journal, entry, tuple(transaction.id for transaction in applied))
@@ -175,6 +177,12 @@ def made_by(fs: MultikernelFs, entry: Entry) -> bool:
     return shown == list(entry.overlays)
 
 
+def _is_gone(fs: MultikernelFs, entry: Entry) -> bool:
+    """Say whether the change was a deletion, and is done."""
+    step = entry.steps[0]
+    return len(entry.steps) == 1 and step.after is None and step.name not in fs.instance_names()
+
+
 def _failed(
     fs: MultikernelFs,
     entry: Entry,
@@ -199,9 +207,9 @@ def _failed(
         suggestion = f"Remove what is left: zernel delete {step.name}"
     elif undone.left:
         suggestion = "See what is left with 'zernel show'; the next change tries again to undo it"
-    elif len(entry.steps) == 1 and step.after is None and step.name not in fs.instance_names():
+    elif _is_gone(fs, entry):
         category = "The instance was deleted, and the kernel reports a failure all the same"
-        suggestion = "Nothing is left to be deleted; compare 'zernel show' with what you expect"
+        suggestion = "Nothing is left to be deleted; to have it back: zernel rollback"
     return fail(
         "transaction-failed",
         category,
