@@ -57,8 +57,8 @@ options:
     type: str
   memory_base:
     description:
-      - The address where its memory begins, such as V(0x80000000). Without it, the lowest free place near its CPUs is
-        chosen.
+      - The address where its memory begins, such as V(0x80000000). Without it, the lowest free place near its
+        CPUs is chosen.
     type: str
   devices:
     description:

@@ -131,7 +131,7 @@ def _validation(directory: Path) -> Iterator[Figure]:
         file.write_text(render.source(render.system_tree(host(scale))))
         taken, peak = _best([ZERNEL, "validate", str(file)])
         seconds.append(taken)
-    slope = _slope([float(scale) for scale in scales], [taken - start for taken in seconds])
+    slope = _slope([float(scale) for scale in scales], [_beyond(start, taken) for taken in seconds])
     size = "4,096 CPUs, 512 instances, 4,096 VFs, 64 nodes"
     yield Figure("validate, largest host", seconds[-1], "s", 0.5, f"{size}; source, whole process, CPU time")
     yield Figure("validate, largest host: peak", peak / 1024, "MB", 100, "resident")
@@ -175,6 +175,11 @@ def _slope(sizes: list[float], values: list[float]) -> float:
     )
 
 
+def _beyond(start: float, taken: float) -> float:
+    """Return the seconds of a run but for starting up; a millisecond at least, below which all is noise."""
+    return max(taken - start, 0.001)
+
+
 # -- many declared instances --------------------------------------------------------------------------------
 
 
@@ -192,7 +197,7 @@ def _apply(
     count = 8 * scales[-1]
     what = f"{64 * scales[-1]} CPUs, {scales[-1]} nodes; CPU time, whole process"
     yield Figure(f"apply --dry-run, {count} instances", seconds[-1], "s", 4, what)
-    slope = _slope([float(scale) for scale in scales], [taken - start for taken in seconds])
+    slope = _slope([float(scale) for scale in scales], [_beyond(start, taken) for taken in seconds])
     grown = ", ".join(f"{taken:.3f}" for taken in seconds)
     sizes = ", ".join(str(8 * scale) for scale in scales)
     detail = f"t ~ n^k for n = {sizes}: {grown} s, less {start:.3f} s for one"

@@ -69,6 +69,9 @@ def replace(path: Path, content: str | bytes, mode: int = 0o644) -> None:
                 os.fchown(stream.fileno(), there.st_uid, there.st_gid)
             os.fsync(stream.fileno())
         temporary.replace(path)
+    except OSError as error:  # that of a write, such as ENOSPC, names no file
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -88,12 +91,19 @@ def locked(path: Path, others: str = "is at work") -> Iterator[None]:
 
     ``others`` completes "Another command ...", for the error.
 
-    The kernel drops the lock with the process, so that a killed run leaves nothing to clean up.
+    The kernel drops the lock with the process, so that a killed run leaves nothing to clean up. A file that
+    exists is locked on a file system that takes no writes, too.
 
     :raises ZernelError: ``locked``, with the holder's pid, when another holds it for ``LOCK_SECONDS``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS or not path.exists():
+            raise
+        fd = os.open(path, os.O_RDONLY | flags)
     try:
         _acquire(fd, path, others)
         with contextlib.suppress(OSError):  # it is for the error alone: a full disk must not cost the lock

@@ -283,10 +283,31 @@ def test_a_file_of_another_ending_is_named(host: Host, declare: Declare, tmp_pat
     assert host.instances() == {}
 
 
-def test_a_file_that_is_not_read_is_not_pruned(host: Host, declare: Declare, tmp_path: Path) -> None:
+def test_a_directory_without_a_name_is_not_this_one(host: Host, tmp_path: Path) -> None:
+    host.ok("create", "web", "--cpus=4-7", "--memory=2GB")
+    assert host.run("apply", "--directory=", "--prune").returncode == 2
+    assert set(host.instances()) == {"web"}
+
+
+def test_much_out_of_little_is_refused_and_so_are_endless_mistakes(host: Host, tmp_path: Path) -> None:
+    text = f'name: x\nmemory: 1GB\ncpus: [&a "{"4," * 15000}4", {",".join(["*a"] * 8000)}]\n'
+    (tmp_path / "a.yaml").write_text(text)
+    option = f"--directory={tmp_path}"
+    assert "Write it without aliases" in host.refused("apply", option)
+    (tmp_path / "a.yaml").write_text("---\n{a: 1}\n" * 5000)
+    done = host.run("apply", option, "--format=json")
+    errors = json.loads(done.stdout)["errors"]
+    assert len(errors) == 1001
+    assert errors[-1]["code"] == "too-many-problems"
+
+
+@pytest.mark.parametrize("name", ["web.yml", ".web.yaml"])
+def test_a_file_that_is_not_read_is_not_pruned(
+    host: Host, declare: Declare, tmp_path: Path, name: str
+) -> None:
     host.ok("create", "web", "--cpus=4-7", "--memory=2GB")
     option = declare(db=DB)
-    (tmp_path / "instances.d/web.yml").write_text(f"name: web\n{WEB}")
+    (tmp_path / f"instances.d/{name}").write_text(f"name: web\n{WEB}")
     for dry_run in ([], ["--dry-run"]):
         shown = host.refused("apply", option, "--prune", *dry_run)
         assert "The file is not read" in shown

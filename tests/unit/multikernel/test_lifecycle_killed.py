@@ -103,6 +103,7 @@ def test_every_change_tells_what_a_killed_load_did(web: Host, kernel: Path, kill
     while status(web) == "ready":
         assert killed(next(moments), *words("load", kernel))[0] == -signal.SIGKILL
     note = "An earlier 'zernel load web' was interrupted: the instance is loaded"
+    assert f"Note: {note}" in web.refused("delete", "web", "--dry-run")
     assert f"Note: {note}" in web.refused("delete", "web")
     assert web.json("create", "db", "--cpus=9", "--memory=1GB")["notes"] == []
 

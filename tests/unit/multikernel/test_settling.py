@@ -14,7 +14,7 @@ from zernel.devicetree.model import Instance
 from zernel.multikernel.fs import DEFAULT_ROOT, MultikernelFs
 from zernel.multikernel.journal import directory_of
 
-from .conftest import BOTH, Host, Killed, clear, names, pending, wire_of, write_overlay
+from .conftest import BOTH, ZERNEL, Host, Killed, clear, names, pending, wait_until, wire_of, write_overlay
 
 X = Instance("x", 1, (4, 5), 0x80000000, 1 << 30)
 TAKES_XS = Instance("other", 9, (4, 5), 0x80000000, 1 << 30)
@@ -109,6 +109,9 @@ def test_what_can_never_be_undone_stops_no_kernel_and_can_be_given_up(
     done = host.json("rollback", "--give-up")
     assert (done["status"], done["changed"]) == ("given-up", True)
     assert any("x: it was deleted and could not be created again" in text for text in done["left"])
+    assert any(
+        "To create x as it was: zernel create x --cpus=4-5 --memory=1GB --" in one for one in done["left"]
+    )
     host.ok(*blocked)
     assert host.json("rollback", "--give-up")["status"] == "unchanged"
 
@@ -144,6 +147,47 @@ def test_a_full_disk_stops_no_kernel(host: Host, killed: Killed, kernel: Path) -
     assert host.json("delete", "web")["notes"] == [
         "An earlier 'zernel create web' was interrupted: the instance is there"
     ]
+
+
+def test_a_read_only_disk_stops_no_kernel(host: Host, kernel: Path, tmp_path: Path) -> None:
+    host.ok("create", "hung", "--cpus=20", "--memory=1GB")
+    host.ok("load", "hung", f"--kernel={kernel}")
+    host.ok("exec", "hung")
+    subprocess.run(["mount", "--bind", host.state, host.state], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", host.state], check=True)
+        assert "Read-only file system" in host.refused("create", "db", "--cpus=8", "--memory=1GB")
+        host.ok("kill", "hung", "--force")
+        host.ok("unload", "hung")
+    finally:
+        subprocess.run(["umount", host.state], check=True)
+    assert host.instances()["hung"]["status"] == "ready"
+
+
+def test_a_full_disk_is_named(host: Host) -> None:
+    host.ok("create", "web", "--cpus=4", "--memory=1GB")
+    (lock,) = host.state.rglob("lock")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=2", "none", lock.parent], check=True)
+    try:
+        shown = host.refused("create", "db", "--cpus=8", "--memory=1GB")
+        assert str(lock.parent) in shown
+        assert "No space left on device" in shown
+    finally:
+        subprocess.run(["umount", lock.parent], check=True)
+
+
+@pytest.mark.parametrize("faulty", [["slow"]], indirect=True)
+def test_a_command_at_work_has_left_nothing(faulty: Host) -> None:
+    with subprocess.Popen(
+        [ZERNEL, "create", "web", "--cpus=4", "--memory=1GB"],
+        env=faulty.environment(),
+        stdout=subprocess.PIPE,
+    ) as process:
+        wait_until(lambda: pending(faulty))
+        done = faulty.json("rollback", "--give-up", "--dry-run")
+        assert (done["status"], done["notes"]) == ("unchanged", [])
+        process.communicate()
+    assert process.returncode == 0
 
 
 @BOTH
@@ -244,3 +288,17 @@ def test_the_history_of_an_older_zernel_is_read_and_not_rolled_back(host: Host) 
     assert "There is no change to roll back" in host.refused("rollback")
     host.ok("delete", "web")
     host.ok("rollback")
+
+
+@BOTH
+@pytest.mark.parametrize("faulty", [["none", "none", "partial"]], indirect=True)
+def test_a_deletion_that_is_said_to_have_failed_can_be_taken_back(faulty: Host) -> None:
+    faulty.ok("create", "web", "--cpus=4-5", "--memory=1GB")
+    faulty.ok("create", "db", "--cpus=8", "--memory=1GB")
+    shown = faulty.refused("delete", "web")
+    assert "The instance was deleted, and the kernel reports a failure all the same" in shown
+    assert "Suggestion: Nothing is left to be deleted; to have it back: zernel rollback" in shown
+    assert set(faulty.instances()) == {"db"}
+    faulty.ok("rollback")
+    assert faulty.instances()["web"]["cpus"] == [4, 5]
+    assert not pending(faulty)

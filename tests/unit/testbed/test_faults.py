@@ -118,8 +118,8 @@ def _boot_in_another_process(*state: Path) -> subprocess.Popen[bytes]:
         [sys.executable, "-c", BOOT, *map(str, state)],
         env={**os.environ, "PYTHONPATH": str(TESTS)},
         stderr=subprocess.DEVNULL,
-        # A shell starts background jobs with SIGINT ignored, and what they start inherits that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        # A shell lets background jobs ignore SIGINT, nohup SIGHUP; what they start inherits that.
+        preexec_fn=lambda: [signal.signal(one, signal.SIG_DFL) for one in (signal.SIGINT, signal.SIGHUP)],
     )
 
 

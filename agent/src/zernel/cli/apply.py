@@ -21,7 +21,6 @@ def register(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``zernel apply``."""
     parser.add_argument(
         "--directory",
-        type=Path,
         metavar="DIR",
         help=f"where the declarations (*.yaml) are; default: {desired.DIRECTORY}",
     )
@@ -47,7 +46,9 @@ def run(args: argparse.Namespace) -> int:
         args.wrong_usage("--prune and --hardware do not go together: there are no instances yet")
     if not args.hardware and any((args.host_cpus, args.pool_size, args.pool_base)):
         args.wrong_usage("--host-cpus, --pool-size and --pool-base go with --hardware")
-    directory = args.directory or desired.DIRECTORY
+    if args.directory == "":  # Path() of it is the current directory: with --prune, all would be deleted
+        args.wrong_usage("--directory names no directory")
+    directory = Path(args.directory or desired.DIRECTORY)
     if args.hardware:
         return _judge(args, directory)
     declarations: list[desired.Declaration] = []

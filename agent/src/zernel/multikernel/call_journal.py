@@ -34,8 +34,11 @@ class CallJournal:
         """Forget the call: its outcome was read."""
         files.remove(self.path)
 
-    def settle(self, fs: MultikernelFs) -> tuple[str, ...]:
-        """Forget what an earlier command left, and return a note that says what became of it, or nothing."""
+    def settle(self, fs: MultikernelFs, *, dry_run: bool) -> tuple[str, ...]:
+        """Forget what an earlier command left, and return a note that says what became of it, or nothing.
+
+        A dry run forgets nothing.
+        """
         try:
             data = json.loads(files.read_regular(self.path, _MAX_BYTES))
             verb, instance = data["verb"], data["instance"]
@@ -51,5 +54,6 @@ class CallJournal:
                 suggestion=f"Compare 'zernel show' with what you expect, then remove {self.path}",
             ) from error
         outcome = fs.status(instance) or "gone"
-        self.end()
+        if not dry_run:
+            self.end()
         return (f"An earlier 'zernel {verb} {instance}' was interrupted: the instance is {outcome}",)

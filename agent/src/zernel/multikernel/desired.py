@@ -15,6 +15,7 @@ from typing import Any
 from zernel import files
 from zernel.devicetree.allocations import check_name
 from zernel.devicetree.model import MAX_INSTANCE_ID
+from zernel.devicetree.reading import MAX_PROBLEMS, TooManyProblems
 from zernel.devicetree.units import RESOURCES
 from zernel.devicetree.validate import is_valid
 from zernel.errors import Location, Problem, ZernelError, fail, os_suggestion
@@ -63,7 +64,7 @@ def look_through(directory: Path) -> tuple[list[Declaration], list[Problem]]:
     Raises `ZernelError` where nothing of it can be judged.
     """
     try:
-        paths = sorted(path for path in directory.iterdir() if not path.name.startswith("."))
+        paths = sorted(directory.iterdir())
     except OSError as error:
         raise fail(
             "directory-unreadable",
@@ -75,21 +76,26 @@ def look_through(directory: Path) -> tuple[list[Declaration], list[Problem]]:
     found: list[Declaration] = []
     problems: list[Problem] = []
     for path in paths:
-        if path.suffix == ".yml":
+        hidden = path.name.startswith(".")
+        if path.suffix == ".yml" or (path.suffix == ".yaml" and hidden):
             problems.append(
                 Problem(
                     "file-ignored",
-                    "The file is not read: its name does not end in .yaml",
+                    "The file is not read: its name begins with a dot"
+                    if hidden
+                    else "The file is not read: its name does not end in .yaml",
                     subject=str(path),
-                    suggestion=f"Rename it to {path.with_suffix('.yaml').name}",
+                    suggestion=f"Rename it to {path.with_suffix('.yaml').name.lstrip('.')}",
                     severity="WARNING",
                 )
             )
-        if path.suffix == ".yaml":
+        elif path.suffix == ".yaml":
             reader = _Reader(path)
             reader.read()
             found += reader.found
             problems += reader.problems
+        if len(problems) > MAX_PROBLEMS:
+            return found, TooManyProblems(problems[:MAX_PROBLEMS]).problems
         if len(found) > MAX_INSTANCES:
             raise fail(
                 "too-many-instances",
@@ -241,7 +247,8 @@ class _Reader:
             self.add("too-deep", "The file is nested too deeply", "A declaration is flat: key: value")
         else:
             for document in documents:
-                self.declaration(document)
+                if len(self.problems) <= MAX_PROBLEMS:
+                    self.declaration(document)
 
     def declaration(self, document: _Document) -> None:
         line = document.line
@@ -289,6 +296,9 @@ class _Reader:
         if entry.texts is None or (entry.listed and key not in _LISTS):
             what = "a list or a text" if key in _LISTS else "a single value"
             self.add("bad-value", f"'{key}' takes {what}", f"Write it as {key}: {_EXAMPLES[key]}", line)
+            return None
+        if sum(map(len, entry.texts)) > MAX_BYTES:  # aliases make much of little
+            self.add("bad-value", f"'{key}' is longer than a file can be", "Write it without aliases", line)
             return None
         text = ",".join(entry.texts)
         if key == "devices" and not text:

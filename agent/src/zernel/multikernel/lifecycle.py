@@ -160,7 +160,8 @@ def _step(
         if journal is None:
             return planned
         begun = CallJournal(journal)
-        with suppress(*([OSError] if stops else [])):
+        unwritten = [OSError] if stops else []
+        with suppress(*unwritten):
             begun.begin(step.verb, found.name)
         refusal: OSError | None = None
         try:
@@ -168,10 +169,12 @@ def _step(
         except OSError as error:
             refusal = error
         except ZernelError:
-            begun.end()  # there was no call
+            with suppress(*unwritten):
+                begun.end()  # there was no call
             raise
         after = _status_after(fs, found.name, step) if refusal is None else fs.status(found.name)
-        begun.end()
+        with suppress(*unwritten):
+            begun.end()
         if refusal is not None:
             raise _refused(fs, step, found, refusal, after, files)
         if after not in step.done:

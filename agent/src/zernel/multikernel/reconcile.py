@@ -13,7 +13,7 @@ from zernel.devicetree.model import Instance, System
 from zernel.devicetree.reading import Origins
 from zernel.devicetree.validate import is_valid, validate
 from zernel.errors import Location, Problem, ZernelError
-from zernel.multikernel import allocate, planning, state
+from zernel.multikernel import allocate, growth, planning, state
 from zernel.multikernel.changes import Step, check_in_place, same
 from zernel.multikernel.desired import Declaration
 from zernel.multikernel.fs import MultikernelFs, Transaction
@@ -237,18 +237,18 @@ class _Target:
             return
         cpus = here.cpus if wanted.cpus is None else wanted.cpus
         if wanted.cpu_count is not None and wanted.cpu_count < len(cpus):
-            cpus = planning.resized(self.system, here, wanted.cpu_count, self.layout)
+            cpus = growth.resized(self.system, here, wanted.cpu_count, self.layout)
         self.put(wanted.over(here).but(cpus=cpus, memory_bytes=min(here.memory_bytes, wanted.memory_bytes)))
 
     def grow(self, one: Declaration) -> None:
         target, wanted = self.working[one.name], one.request
         if wanted.cpu_count is not None and wanted.cpu_count > len(target.cpus):
             try:
-                target = target.but(cpus=planning.resized(self.system, target, wanted.cpu_count, self.layout))
+                target = target.but(cpus=growth.resized(self.system, target, wanted.cpu_count, self.layout))
             except ZernelError as error:
                 self.add(one, error.problems)
         grown = target.but(memory_bytes=wanted.memory_bytes)
-        problems = planning.check_growth(self.system, target, grown)
+        problems = growth.check_growth(self.system, target, grown)
         self.add(one, problems)
         self.put(target if problems else grown)
 

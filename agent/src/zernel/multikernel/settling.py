@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 
 from zernel.devicetree.model import Instance
-from zernel.devicetree.units import format_cpus
+from zernel.devicetree.units import exact_size, format_cpus
 from zernel.errors import ZernelError, fail, os_suggestion
 from zernel.multikernel import state
 from zernel.multikernel.changes import Step, is_part, same, within
@@ -164,6 +164,8 @@ class _Undoing:
         if failure is not None:
             self.stuck.add(name)
             self.texts.append(f"{part} and could not be {_BACK[step.verb]}{failure}")
+            if now is None and step.before is not None:  # once the journal is given up, nothing else tells
+                self.texts.append(f"To create {name} as it was: {_creation(step.before)}")
             return
         self.texts.append(f"{part}, and was {_BACK[step.verb]}")
         if step.before is None and now is not None:
@@ -194,6 +196,22 @@ class _Undoing:
             return None
         taken = _taken(self.fs, self.wire, step.after)
         return f": {taken}" if taken else why
+
+
+def _creation(instance: Instance) -> str:
+    """Return the command that creates an instance as it is."""
+    options = {
+        "cpus": format_cpus(instance.cpus),
+        "memory": exact_size(instance.memory_bytes),
+        "memory-base": f"{instance.memory_base:#x}",
+        "devices": ",".join(map(str, instance.devices)),
+        "id": str(instance.id or ""),
+        "numa-nodes": format_cpus(instance.numa_nodes) if instance.numa_nodes else "",
+        "cpu-affinity": instance.cpu_affinity,
+        "memory-policy": instance.memory_policy,
+    }
+    given = " ".join(f"--{option}={value}" for option, value in options.items() if value)
+    return f"zernel create {instance.name} {given}"
 
 
 def _taken(fs: MultikernelFs, wire: Wire, wanted: Instance | None) -> str | None:

@@ -52,8 +52,10 @@ def change(
                 settled = settled.but(notes=_unsettled(journal))
             elif not (dry_run and journal.is_locked()):
                 settled = settling.settle(fs, wire, journal, dry_run=dry_run)
-            calls = () if dry_run else CallJournal(journal).settle(fs)
-            settled = settled.but(notes=(*pool_notes, *settled.notes, *calls))
+            if not (dry_run and journal.is_locked()):
+                settled = settled.but(
+                    notes=(*pool_notes, *settled.notes, *CallJournal(journal).settle(fs, dry_run=dry_run))
+                )
             try:
                 yield wire, None if dry_run else journal, settled
             except ZernelError as error:
@@ -70,6 +72,8 @@ def _unsettled(journal: Journal) -> tuple[str, ...]:
 def give_up(fs: MultikernelFs, *, dry_run: bool) -> GivenUp:
     """End the change that an earlier command left and that cannot be settled, and name what is left of it."""
     with change(fs, dry_run, settle=False) as (wire, _, _):
+        if dry_run and Journal(fs).is_locked():
+            return GivenUp()  # what a command at work has begun is not unfinished
         return settling.give_up(fs, wire, Journal(fs), dry_run=dry_run)
 
 
@@ -137,7 +141,9 @@ def apply(
         made = [*(one.id for one in applied), found.id if found else None]
         made += [None] * (len(steps) - len(made))
         undone = settling.undo(fs, wire, journal, entry.but(made=tuple(made)))
-        if not undone.left:
+        if found is not None and _is_gone(fs, entry):  # whatever the kernel says, a rollback can undo it
+            settling.record(journal, entry, (found.id,))
+        elif not undone.left:
             journal.end()
         raise _failed(fs, entry, step, found, refusal, undone)
     settling.record(journal, entry, tuple(transaction.id for transaction in applied))
@@ -171,6 +177,12 @@ def made_by(fs: MultikernelFs, entry: Entry) -> bool:
     return shown == list(entry.overlays)
 
 
+def _is_gone(fs: MultikernelFs, entry: Entry) -> bool:
+    """Say whether the change was a deletion, and is done."""
+    step = entry.steps[0]
+    return len(entry.steps) == 1 and step.after is None and step.name not in fs.instance_names()
+
+
 def _failed(
     fs: MultikernelFs,
     entry: Entry,
@@ -195,9 +207,9 @@ def _failed(
         suggestion = f"Remove what is left: zernel delete {step.name}"
     elif undone.left:
         suggestion = "See what is left with 'zernel show'; the next change tries again to undo it"
-    elif len(entry.steps) == 1 and step.after is None and step.name not in fs.instance_names():
+    elif _is_gone(fs, entry):
         category = "The instance was deleted, and the kernel reports a failure all the same"
-        suggestion = "Nothing is left to be deleted; compare 'zernel show' with what you expect"
+        suggestion = "Nothing is left to be deleted; to have it back: zernel rollback"
     return fail(
         "transaction-failed",
         category,
