@@ -10,6 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from zernel.gpu.functions import LIBCUDA, Library
+from zernel.gpu.libraries import Copy, Inode
+
 STUBS = Path(__file__).parent / "stubs"
 SOURCES = STUBS / "libcuda"
 _GCC = ("gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
@@ -42,6 +45,12 @@ def build_workload(directory: Path) -> Path:
     output = directory / "workload"
     subprocess.run([*_GCC, "-o", output, SOURCES / "workload.c", "-ldl"], check=True)
     return output
+
+
+def copy_of(path: Path, library: Library = LIBCUDA) -> Copy:
+    """Return a library as it would be found."""
+    status = path.stat()
+    return Copy(library, Inode(status.st_dev, status.st_ino), path, str(path))
 
 
 class Workload:

@@ -4,7 +4,8 @@
  * line of answer each. It opens the library as the CUDA runtime does (dlopen), so that the same program runs
  * on the stub and on NVIDIA's own library.
  *
- *   open PATH            dlopen it (done at the start when LIBRARY is given)
+ *   open PATH            dlopen it (done at the start when LIBRARY is given); functions are looked for in the
+ *                        newest library first
  *   init                 cuInit                          count              cuDeviceGetCount
  *   create DEV [VER]     cuCtxCreate_vVER (2)            retain DEV         cuDevicePrimaryCtxRetain
  *   set N | push N       make context number N current   unset              cuCtxSetCurrent(NULL)
@@ -34,9 +35,10 @@
 
 typedef unsigned long long CUdeviceptr;
 
-enum { MAX_POINTERS = 1 << 18, MAX_CONTEXTS = 64, MAX_THREADS = 64, NO_FUNCTION = -1 };
+enum { MAX_POINTERS = 1 << 18, MAX_CONTEXTS = 64, MAX_THREADS = 64, MAX_LIBRARIES = 8, NO_FUNCTION = -1 };
 
-static void *library;
+static void *libraries[MAX_LIBRARIES];
+static int library_count;
 static CUdeviceptr pointers[MAX_POINTERS];
 static int pointer_count;
 static void *contexts[MAX_CONTEXTS];
@@ -44,8 +46,10 @@ static int context_count;
 
 static void *function(const char *name)
 {
-	void *found = library ? dlsym(library, name) : NULL;
+	void *found = NULL;
 
+	for (int i = library_count - 1; i >= 0 && !found; i--)
+		found = dlsym(libraries[i], name);
 	if (!found) {
 		printf("no function %s\n", name);
 		exit(3);
@@ -226,10 +230,14 @@ static int retain(void **context, int device, int version)
 
 static int open_library(const char *path)
 {
-	library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-	if (!library)
-		fprintf(stderr, "%s\n", dlerror());
-	return !library;
+	void *library = library_count < MAX_LIBRARIES ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
+
+	if (!library) {
+		fprintf(stderr, "cannot open %s: %s\n", path, dlerror());
+		return 1;
+	}
+	libraries[library_count++] = library;
+	return 0;
 }
 
 static int run(const char *line)
