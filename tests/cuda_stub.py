@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Builds the stub libcuda and runs the program that uses it; see tests/stubs/libcuda/."""
+"""Builds the stub libcuda and libnccl and runs the program that uses them; see tests/stubs/."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-SOURCES = Path(__file__).parent / "stubs" / "libcuda"
+from zernel.gpu.functions import LIBCUDA, Library
+from zernel.gpu.libraries import Copy, Inode
+
+STUBS = Path(__file__).parent / "stubs"
+SOURCES = STUBS / "libcuda"
 _GCC = ("gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
 
 SUCCESS, INVALID_VALUE, OUT_OF_MEMORY, NOT_INITIALIZED = 0, 1, 2, 3
@@ -20,10 +24,18 @@ NO_DEVICE, INVALID_CONTEXT, ILLEGAL_ADDRESS = 100, 201, 700
 def build_library(directory: Path, *, plain: bool = False) -> Path:
     """Compile ``libcuda.so.1`` into a directory; ``plain``: with functions, not NVIDIA's thunks."""
     directory.mkdir(parents=True, exist_ok=True)
-    output = directory / "libcuda.so.1"
+    return _build_shared(SOURCES / "libcuda.c", directory / "libcuda.so.1", plain=plain)
+
+
+def build_nccl(directory: Path, name: str = "libnccl.so.2") -> Path:
+    """Compile a libnccl without GPUs into a directory, under ``name``."""
+    directory.mkdir(parents=True, exist_ok=True)
+    return _build_shared(STUBS / "libnccl" / "libnccl.c", directory / name)
+
+
+def _build_shared(source: Path, output: Path, *, plain: bool = False) -> Path:
     flags = ["-DPLAIN_EXPORTS"] if plain else []
-    source = SOURCES / "libcuda.c"
-    command = [*_GCC, *flags, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", output, source]
+    command = [*_GCC, *flags, "-shared", "-fPIC", f"-Wl,-soname,{output.name}", "-o", output, source]
     subprocess.run(command, check=True)
     return output
 
@@ -33,6 +45,12 @@ def build_workload(directory: Path) -> Path:
     output = directory / "workload"
     subprocess.run([*_GCC, "-o", output, SOURCES / "workload.c", "-ldl"], check=True)
     return output
+
+
+def copy_of(path: Path, library: Library = LIBCUDA) -> Copy:
+    """Return a library as it would be found."""
+    status = path.stat()
+    return Copy(library, Inode(status.st_dev, status.st_ino), path, str(path))
 
 
 class Workload:
@@ -45,11 +63,20 @@ class Workload:
         *,
         devices: int = 1,
         memory: int = 1 << 34,
+        sync_us: int = 0,
         prefix: tuple[str, ...] = (),
     ) -> None:
-        """Start it. ``prefix``: a command that runs it, which must exec it so that the pid is the same."""
+        """Start it.
+
+        :param sync_us: microseconds that each wait for the GPU sleeps.
+        :param prefix: a command that runs it, which must exec it so that the pid is the same.
+        """
         arguments = [str(library)] if library else []
-        environment = os.environ | {"STUB_CUDA_DEVICES": str(devices), "STUB_CUDA_BYTES": str(memory)}
+        environment = os.environ | {
+            "STUB_CUDA_DEVICES": str(devices),
+            "STUB_CUDA_BYTES": str(memory),
+            "STUB_CUDA_SYNC_US": str(sync_us),
+        }
         self.process = subprocess.Popen(
             [*prefix, str(program), *arguments],
             stdin=subprocess.PIPE,

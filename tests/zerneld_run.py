@@ -43,11 +43,26 @@ def wait_until(what: Callable[[], bool], why: str, timeout_s: float = 20) -> Non
         time.sleep(0.02)
 
 
+def with_bpffs(directory: Path | None) -> list[str]:
+    """Return what runs a command with ``directory`` at /sys/fs/bpf, or with a BPF file system of its own.
+
+    So that what is pinned there stays among those that a test starts.
+    """
+    mount = f"--bind {directory}" if directory else "-t bpf none"
+    return ["unshare", "--mount", "sh", "-c", f'mount {mount} /sys/fs/bpf && exec "$@"', "sh"]
+
+
 class Zerneld:
     """A running daemon with settings of its own. ``started_s``: from its start to READY=1."""
 
-    def __init__(self, directory: Path, settings: str = "", **variables: str) -> None:
-        """Start it; ``settings`` is TOML, after a [prometheus] and a [discovery] table made here."""
+    def __init__(
+        self, directory: Path, settings: str = "", *, bpffs: Path | None = None, **variables: str
+    ) -> None:
+        """Start it.
+
+        :param settings: TOML, after a [prometheus] and a [discovery] table made here.
+        :param bpffs: see :func:`with_bpffs`.
+        """
         directory.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         self.config = directory / "zerneld.toml"
@@ -63,7 +78,7 @@ class Zerneld:
         began = time.monotonic()
         with self._log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command(), "--config", str(self.config)],
+                [*with_bpffs(bpffs), *command(), "--config", str(self.config)],
                 env=environment(NOTIFY_SOCKET=str(address), **variables),
                 stdout=log,
                 stderr=log,
@@ -140,9 +155,10 @@ class Zerneld:
             if name == "zernel_probe_drops_total" and value
         }
 
-    def wait_attached(self, path: Path) -> None:
+    def wait_attached(self, path: Path, probe: str = "gpu_mem") -> None:
         """Wait until that library is probed."""
-        wait_until(lambda: f"probing {path}" in self.log, f"{path} is not probed: {self.log}")
+        said = f"{probe}: probing {path}"
+        wait_until(lambda: said in self.log, f"{path} is not probed: {self.log}")
 
     def stop(self) -> int:
         """Stop it as systemd does; return its exit status."""

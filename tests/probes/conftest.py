@@ -44,6 +44,16 @@ def zerneld(tmp_path_factory: pytest.TempPathFactory, program: Path, library: Pa
 
 
 @pytest.fixture
+def bpffs(tmp_path: Path) -> Iterator[Path]:
+    """A BPF file system of the test's own."""
+    directory = tmp_path / "bpf"
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "bpf", "none", directory], check=True)
+    yield directory
+    subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+@pytest.fixture
 def start(program: Path, library: Path) -> Iterator[Callable[..., Workload]]:
     """Start workloads on ``library``; they end with the test."""
     running: list[Workload] = []

@@ -7,9 +7,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from cuda_stub import INVALID_VALUE, NO_DEVICE, NOT_INITIALIZED, SUCCESS, Workload, build_library
+from cuda_stub import INVALID_VALUE, NO_DEVICE, NOT_INITIALIZED, SUCCESS, Workload, build_library, copy_of
 from debian_packages import unpacked
-from zernel.gpu import libcuda
+from zernel.gpu import libraries
+from zernel.gpu.functions import MEMORY, WORK
 from zerneld_run import Zerneld, wait_until
 
 Start = Callable[..., Workload]
@@ -36,7 +37,7 @@ def test_without_a_library_it_says_so_and_attaches_once_one_is_used(tmp_path: Pa
 
         # Nobody uses it any more: it is let go, so that its file system can be unmounted for good.
         workload.stop()
-        wait_until(lambda: f"no longer probing {late}" in zerneld.log, "still probed")
+        wait_until(lambda: f"gpu_mem: no longer probing {late}" in zerneld.log, "still probed")
         assert zerneld.value("zernel_probe_attached", probe="gpu_mem") == 0
         assert not [name for name, _ in zerneld.scrape() if name.startswith("zernel_gpu_memory")]
 
@@ -112,21 +113,23 @@ def test_what_is_no_library_is_said_once_and_harms_nothing(
     honest = start(library)
     with Zerneld(tmp_path / "zerneld") as zerneld:
         zerneld.wait_attached(library)
-        wait_until(lambda: f"not probed: {fake} of process {liar.pid}" in zerneld.log, zerneld.log)
+        said = f"gpu_mem: not probed: {fake} of process {liar.pid}"
+        wait_until(lambda: said in zerneld.log, zerneld.log)
         assert honest.ready().do("alloc 1024 1") == SUCCESS
         assert zerneld.memory(honest.pid) == {"0": (KIB, KIB)}
-        assert zerneld.log.count("not probed") == 1
+        assert zerneld.value("zernel_probe_refused_libraries", probe="gpu_mem") == 1
+        assert zerneld.log.count("gpu_mem: not probed") == 1
 
 
 def test_a_library_too_many_is_said_and_probed_when_there_is_room(tmp_path: Path, start: Start) -> None:
-    libraries = [build_library(tmp_path / name) for name in ("one", "two")]
-    workloads = [start(library) for library in libraries]
+    built = [build_library(tmp_path / name) for name in ("one", "two")]
+    workloads = [start(library) for library in built]
     with Zerneld(tmp_path / "zerneld", "max_libraries = 1") as zerneld:
         wait_until(lambda: "1 libraries are probed already" in zerneld.log, zerneld.log)
         assert zerneld.value("zernel_probe_libraries", probe="gpu_mem") == 1
-        probed = 0 if f"INFO: probing {libraries[0]}" in zerneld.log else 1
+        probed = 0 if f"gpu_mem: probing {built[0]}" in zerneld.log else 1
         workloads[probed].stop()
-        zerneld.wait_attached(libraries[1 - probed])
+        zerneld.wait_attached(built[1 - probed])
         assert workloads[1 - probed].ready().do("alloc 1024 1") == SUCCESS
         assert zerneld.memory(workloads[1 - probed].pid) == {"0": (KIB, KIB)}
 
@@ -135,11 +138,12 @@ def test_nvidias_own_library_is_probed_without_a_gpu(tmp_path: Path, start: Star
     """Debian's libcuda1: its exports fire, and fail, for there is no GPU."""
     directory = unpacked("libcuda1") / "usr/lib/x86_64-linux-gnu/nvidia/current"
     real = (directory / "libcuda.so.1").resolve()
-    status = real.stat()
-    found, why = libcuda.usable(libcuda.Copy(libcuda.Inode(status.st_dev, status.st_ino), real, str(real)))
-    assert why is None
-    assert len(found) >= 11
-    assert all(target.past_compare for target in found), "the thunks of this driver look different"
+    for exports in (MEMORY, WORK):
+        found, why = libraries.usable(copy_of(real), exports)
+        assert why is None
+        lacking = set(exports.functions) - {target.function for target in found}
+        assert lacking <= {"cuCtxCreate_v4"}, "of CUDA 12.5"
+        assert all(target.past_compare for target in found), "the thunks of this driver look different"
 
     copy = tmp_path / "libcuda.so.1"
     shutil.copy(real, copy)

@@ -9,8 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from cuda_stub import ILLEGAL_ADDRESS, INVALID_CONTEXT, INVALID_VALUE, OUT_OF_MEMORY, SUCCESS, Workload
-from zernel.gpu import libcuda
+from cuda_stub import (
+    ILLEGAL_ADDRESS,
+    INVALID_CONTEXT,
+    INVALID_VALUE,
+    OUT_OF_MEMORY,
+    SUCCESS,
+    Workload,
+    copy_of,
+)
+from zernel.gpu import libraries
+from zernel.gpu.functions import MEMORY
 from zerneld_run import Zerneld, wait_until
 
 Start = Callable[..., Workload]
@@ -213,9 +222,8 @@ def test_plain_functions_are_probed_at_their_start(
 
 
 def test_thunks_are_probed_past_their_compare(zerneld: Zerneld, library: Path) -> None:
-    status = library.stat()
-    found, _ = libcuda.usable(libcuda.Copy(libcuda.Inode(status.st_dev, status.st_ino), library, ""))
+    found, _ = libraries.usable(copy_of(library), MEMORY)
     assert all(target.past_compare for target in found)
-    lines = [line for line in zerneld.log.splitlines() if f"probing {library}" in line]
+    lines = [line for line in zerneld.log.splitlines() if f"gpu_mem: probing {library}" in line]
     assert lines
     assert all(line.endswith("12 functions") for line in lines)

@@ -11,20 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from cuda_stub import SUCCESS, Workload
+from cuda_stub import SUCCESS, Workload, copy_of
 from zernel.bpf import BpfObject, enable_run_stats, uprobe_multi
-from zernel.gpu import libcuda
 from zernel.observe.config import GpuMem
 from zernel.observe.gpu_mem import GpuMemory
 from zerneld_run import CLONE, Zerneld
 
 Start = Callable[..., Workload]
 KIB = 1024
-
-
-def copy_of(path: Path) -> libcuda.Copy:
-    status = path.stat()
-    return libcuda.Copy(libcuda.Inode(status.st_dev, status.st_ino), path, str(path))
 
 
 def followed(probe: GpuMemory, *paths: Path) -> None:

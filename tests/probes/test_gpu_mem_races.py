@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cuda_stub import SUCCESS, Workload, build_library
+from cuda_stub import SUCCESS, Workload, build_library, copy_of
 from zernel.bpf import Map
-from zernel.gpu import libcuda
+from zernel.gpu import libraries
 from zernel.observe.config import GpuMem
 from zernel.observe.gpu_mem import GpuMemory
 
@@ -61,8 +61,8 @@ def exchanging(path: Path) -> Iterator[tuple[int, Callable[[Path], None]]]:
         process.stdin.close()
 
 
-def scanned(pid: int) -> dict[libcuda.Inode, libcuda.Copy]:
-    scan = libcuda.ProcessScan()
+def scanned(pid: int) -> dict[libraries.Inode, libraries.Copy]:
+    scan = libraries.ProcessScan()
     scan.start()
     while (found := scan.step(60)) is None:
         pass
@@ -70,7 +70,7 @@ def scanned(pid: int) -> dict[libcuda.Inode, libcuda.Copy]:
 
 
 @pytest.fixture
-def libraries(tmp_path: Path) -> tuple[Path, Path]:
+def two(tmp_path: Path) -> tuple[Path, Path]:
     """Two libraries that could both be probed."""
     return build_library(tmp_path / "shown"), build_library(tmp_path / "other")
 
@@ -89,10 +89,8 @@ def allocations_seen(probe: GpuMemory, workload: Workload) -> int:
 
 
 @pytest.mark.usefixtures("kernel")
-def test_a_file_exchanged_before_it_is_opened_is_not_probed(
-    libraries: tuple[Path, Path], start: Start
-) -> None:
-    shown, other = libraries
+def test_a_file_exchanged_before_it_is_opened_is_not_probed(two: tuple[Path, Path], start: Start) -> None:
+    shown, other = two
     with exchanging(shown) as (pid, exchange), GpuMemory(GpuMem()) as probe:
         found = scanned(pid)
         assert len(found) == 1
@@ -112,19 +110,19 @@ def test_a_file_exchanged_before_it_is_opened_is_not_probed(
 
 @pytest.mark.usefixtures("kernel")
 def test_a_file_exchanged_after_it_was_looked_into_does_not_get_its_probes(
-    libraries: tuple[Path, Path], start: Start, monkeypatch: pytest.MonkeyPatch
+    two: tuple[Path, Path], start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown, other = libraries
+    shown, other = two
     with exchanging(shown) as (pid, exchange), GpuMemory(GpuMem()) as probe:
         found = scanned(pid)
-        look = libcuda.targets
+        look = libraries.targets
 
-        def look_then_exchange(*arguments: object) -> list[libcuda.Target]:
+        def look_then_exchange(*arguments: object) -> list[libraries.Target]:
             result = look(*arguments)  # type: ignore[arg-type]
             exchange(other)
             return result
 
-        monkeypatch.setattr(libcuda, "targets", look_then_exchange)
+        monkeypatch.setattr(libraries, "targets", look_then_exchange)
         probe.follow(found, 16)
         assert probe.libraries == [f"{shown} of process {pid}"]
         assert allocations_seen(probe, start(other)) == 0
@@ -145,9 +143,8 @@ def test_the_tables_are_not_freed_while_they_are_read(
 
     workload = start()
     probe = GpuMemory(GpuMem())
-    status = library.stat()
-    inode = libcuda.Inode(status.st_dev, status.st_ino)
-    probe.follow({inode: libcuda.Copy(inode, library, str(library))}, 16)
+    copy = copy_of(library)
+    probe.follow({copy.inode: copy}, 16)
     assert allocations_seen(probe, workload) == 5
     readings = []
     monkeypatch.setattr(Map, "items", slow)

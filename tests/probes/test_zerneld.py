@@ -42,11 +42,16 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
         assert word in done.stderr
 
 
+PROGRAMS = {
+    *("on_enter", "on_return", "on_exit", "on_exec"),  # gpu_mem
+    *("on_wait_end", "on_launch", "on_collective"),  # gpu_activity
+}
+
+
 def loaded_programs() -> set[str]:
-    """Return the ids of gpu_mem's BPF programs in the kernel."""
+    """Return the ids of the probes' BPF programs in the kernel."""
     shown = subprocess.run(["bpftool", "--json", "prog", "list"], check=True, capture_output=True, text=True)
-    names = ("on_enter", "on_return", "on_exit", "on_exec")
-    return {str(one["id"]) for one in json.loads(shown.stdout) if one.get("name") in names}
+    return {str(one["id"]) for one in json.loads(shown.stdout) if one.get("name") in PROGRAMS}
 
 
 def links() -> set[str]:
@@ -207,6 +212,9 @@ def test_a_reload_takes_over_a_new_port(tmp_path: Path) -> None:
             zerneld.scrape()
 
 
+ATTACHED = "gpu_mem attached to 1 library; gpu_activity attached to 1 library"
+
+
 def shown(zerneld: Zerneld) -> str:
     """Return the line of `systemctl status` after some rounds more, each of which may replace it."""
     time.sleep(0.5)
@@ -228,7 +236,7 @@ def test_a_reload_with_a_mistake_keeps_the_settings_and_the_figures(
         assert "Did you mean 'max_allocations'?" in zerneld.log
         assert zerneld.memory(workload.pid) == {"0": (1024, 1024)}
         assert shown(zerneld).startswith("settings NOT reloaded: Unknown key 'max_alocations'")
-        assert shown(zerneld).rpartition("; settings read ")[0].endswith("; gpu_mem attached to 1 library")
+        assert f"; {ATTACHED}; settings read " in shown(zerneld)
         assert zerneld.value("zernel_observe_config_reload_success") == 0
 
         port = taken.getsockname()[1]
@@ -240,7 +248,7 @@ def test_a_reload_with_a_mistake_keeps_the_settings_and_the_figures(
 
         zerneld.configure()
         zerneld.reload()
-        assert shown(zerneld).startswith("gpu_mem attached to 1 library; settings read ")
+        assert shown(zerneld).startswith(f"{ATTACHED}; settings read ")
         assert zerneld.value("zernel_observe_config_reload_success") == 1
 
 
@@ -255,13 +263,13 @@ def test_a_reload_that_needs_a_restart_says_so_until_it_is_not_needed(
         zerneld.configure("[gpu_mem]\nmax_allocations = 2048")
         for _ in range(2):  # nor does a second reload apply them
             zerneld.reload()
-            assert shown(zerneld).startswith("[gpu_mem] settings NOT applied: restart zerneld; gpu_mem att")
+            assert shown(zerneld).startswith(f"[gpu_mem] settings NOT applied: restart zerneld; {ATTACHED}")
             assert zerneld.value("zernel_observe_config_reload_success") == 0
         assert "restart zerneld to apply it" in zerneld.log
         assert zerneld.memory(workload.pid) == {"0": (1024, 1024)}
         zerneld.configure()
         zerneld.reload()
-        assert shown(zerneld).startswith("gpu_mem attached to 1 library; settings read ")
+        assert shown(zerneld).startswith(f"{ATTACHED}; settings read ")
         assert zerneld.value("zernel_observe_config_reload_success") == 1
 
 
@@ -279,7 +287,7 @@ def test_a_stop_is_clean_and_leaves_nothing(tmp_path: Path, library: Path, start
     with Zerneld(tmp_path) as zerneld:
         zerneld.wait_attached(library)
         ours = loaded_programs() - programs
-        assert len(ours) == 4
+        assert len(ours) == len(PROGRAMS)
         began = time.monotonic()
         assert zerneld.stop() == 0
         assert time.monotonic() - began < 5
@@ -318,7 +326,7 @@ def test_kill_leaves_nothing_and_a_restart_works(tmp_path: Path, library: Path, 
     with Zerneld(tmp_path) as zerneld:
         zerneld.wait_attached(library)
         ours = loaded_programs() - programs
-        assert len(ours) == 4
+        assert len(ours) == len(PROGRAMS)
         zerneld.process.send_signal(signal.SIGKILL)
         zerneld.process.wait(20)
     wait_until(lambda: not ours & loaded_programs(), "programs left in the kernel")

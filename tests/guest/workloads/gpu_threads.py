@@ -17,8 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zernel.bpf import BpfObject
+from zernel.gpu import activity
 from zernel.scheduler.config import Config, PhaseDetection
-from zernel.scheduler.loader import PINS, load_checked
+from zernel.scheduler.loader import load_checked
 
 working = True
 
@@ -66,7 +67,7 @@ def main(probe: Path) -> None:
     detection = PhaseDetection(nccl_detection_enabled=True, optimizer_burst_max_ns=20_000_000)
     config = dataclasses.replace(Config(), phase_detection=detection)
     with load_checked(config) as scheduler, BpfObject.open(probe) as obj:
-        obj.map("gpu_activity").set_pin_path(PINS / "gpu_activity")
+        assert activity.share(obj) is None
         obj.load()
         for program in obj.programs():
             program.attach()

@@ -6,12 +6,15 @@
  * Every export is the real library's 30-byte thunk: compare a state word, return CUDA_ERROR_DEINITIALIZED
  * if the library is shut down, else jump through a table. With -DPLAIN_EXPORTS they are ordinary functions.
  *
- * Environment: STUB_CUDA_DEVICES, number of GPUs (1); STUB_CUDA_BYTES, memory of each GPU (16 GiB).
+ * Environment: STUB_CUDA_DEVICES, number of GPUs (1); STUB_CUDA_BYTES, memory of each GPU (16 GiB);
+ * STUB_CUDA_SYNC_US, microseconds that each wait for the GPU sleeps (0), as one of a program does that has
+ * asked for blocking waits; read by cuInit.
  */
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <time.h>
 
 typedef int CUresult;
 typedef int CUdevice;
@@ -48,6 +51,7 @@ static const CUdeviceptr STEP = 0x200000;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int devices;
 static size_t bytes_per_device;
+static struct timespec wait_time;
 static size_t used[MAX_DEVICES];
 static struct context primary[MAX_DEVICES];
 static struct slot slots[MAX_SLOTS];
@@ -62,11 +66,14 @@ __attribute__((visibility("hidden"))) volatile uint32_t stub_state;
 static CUresult real_cuInit(unsigned int flags)
 {
 	const char *count = getenv("STUB_CUDA_DEVICES"), *bytes = getenv("STUB_CUDA_BYTES");
+	const char *wait = getenv("STUB_CUDA_SYNC_US");
+	long wait_us = wait ? atol(wait) : 0;
 
 	if (flags)
 		return CUDA_ERROR_INVALID_VALUE;
 	devices = count ? atoi(count) : 1;
 	bytes_per_device = bytes ? strtoull(bytes, NULL, 10) : 16ULL << 30;
+	wait_time = (struct timespec){ .tv_sec = wait_us / 1000000, .tv_nsec = wait_us % 1000000 * 1000 };
 	return devices > 0 && devices <= MAX_DEVICES ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
@@ -256,6 +263,54 @@ static CUresult real_cuMemFreeAsync(CUdeviceptr pointer, void *stream)
 	return real_cuMemFree_v2(pointer);
 }
 
+static CUresult usable(void)
+{
+	const struct context *context = current();
+
+	if (!devices)
+		return CUDA_ERROR_NOT_INITIALIZED;
+	if (!context || !context->live)
+		return CUDA_ERROR_INVALID_CONTEXT;
+	return broken ? CUDA_ERROR_ILLEGAL_ADDRESS : CUDA_SUCCESS;
+}
+
+/* The same for all: the pretended GPU needs its time, then is done with all it was given. */
+static CUresult wait_for_gpu(void)
+{
+	CUresult result = usable();
+
+	if (!result && (wait_time.tv_sec || wait_time.tv_nsec))
+		clock_nanosleep(CLOCK_MONOTONIC, 0, &wait_time, NULL);
+	return result;
+}
+
+/* Each has a place of its own, as in the real library, though their machine code is the same. */
+#define SUBMITS(name, ...)                                                 \
+	static __attribute__((no_icf)) CUresult real_##name(__VA_ARGS__) \
+	{                                                                  \
+		return usable();                                           \
+	}
+#define WAITS(name, ...)                                                   \
+	static __attribute__((no_icf)) CUresult real_##name(__VA_ARGS__) \
+	{                                                                  \
+		return wait_for_gpu();                                     \
+	}
+
+WAITS(cuCtxSynchronize, void)
+WAITS(cuStreamSynchronize, void *)
+WAITS(cuEventSynchronize, void *)
+WAITS(cuMemcpyHtoD_v2, CUdeviceptr, const void *, size_t)
+WAITS(cuMemcpyDtoH_v2, void *, CUdeviceptr, size_t)
+WAITS(cuMemcpy, CUdeviceptr, CUdeviceptr, size_t)
+SUBMITS(cuMemcpyHtoDAsync_v2, CUdeviceptr, const void *, size_t, void *)
+SUBMITS(cuMemcpyDtoHAsync_v2, void *, CUdeviceptr, size_t, void *)
+SUBMITS(cuLaunchKernel, void *, unsigned int, unsigned int, unsigned int, unsigned int, unsigned int,
+	unsigned int, unsigned int, void *, void **, void **)
+SUBMITS(cuLaunchKernelEx, const void *, void *, void **, void **)
+SUBMITS(cuLaunchCooperativeKernel, void *, unsigned int, unsigned int, unsigned int, unsigned int,
+	unsigned int, unsigned int, unsigned int, void *, void **)
+SUBMITS(cuGraphLaunch, void *, void *)
+
 /* Not of the real library: breaks (1) or mends (0) the process's pretended GPU. */
 int stub_break(int how)
 {
@@ -264,20 +319,23 @@ int stub_break(int how)
 }
 
 #ifdef PLAIN_EXPORTS
-#define EXPORT(name) extern __typeof__(real_##name) name __attribute__((alias("real_" #name)))
+#define EXPORT_AS(name, function) \
+	extern __typeof__(function) name __attribute__((alias(#function)))
 #else
 /* The bytes of the real library: cmpl $0x321cba00,state; je 1f; jmp *table; nopw; 1: mov $4,%eax; ret */
-#define EXPORT(name)                                                                                       \
-	__attribute__((visibility("hidden"), used)) __typeof__(&real_##name) table_##name = real_##name;   \
-	__asm__(".text\n.p2align 5\n.globl " #name "\n.type " #name ", @function\n" #name ":\n"           \
-		"cmpl $0x321cba00, stub_state(%rip)\n"                                                     \
-		"je 1f\n"                                                                                  \
-		"jmp *table_" #name "(%rip)\n"                                                             \
-		"nopw 0x0(%rax,%rax,1)\n"                                                                  \
-		"1: movl $4, %eax\n"                                                                       \
-		"ret\n"                                                                                    \
+#define EXPORT_AS(name, function)                                                                   \
+	__attribute__((visibility("hidden"), used)) __typeof__(&function) table_##name = function; \
+	__asm__(".text\n.p2align 5\n.globl " #name "\n.type " #name ", @function\n" #name ":\n"    \
+		"cmpl $0x321cba00, stub_state(%rip)\n"                                             \
+		"je 1f\n"                                                                          \
+		"jmp *table_" #name "(%rip)\n"                                                     \
+		"nopw 0x0(%rax,%rax,1)\n"                                                          \
+		"1: movl $4, %eax\n"                                                               \
+		"ret\n"                                                                            \
 		".size " #name ", . - " #name "\n")
 #endif
+
+#define EXPORT(name) EXPORT_AS(name, real_##name)
 
 EXPORT(cuInit);
 EXPORT(cuDeviceGetCount);
@@ -294,3 +352,25 @@ EXPORT(cuDevicePrimaryCtxReset_v2);
 EXPORT(cuMemAlloc_v2);
 EXPORT(cuMemFree_v2);
 EXPORT(cuMemFreeAsync);
+EXPORT(cuCtxSynchronize);
+EXPORT(cuStreamSynchronize);
+EXPORT(cuEventSynchronize);
+EXPORT(cuMemcpyHtoD_v2);
+EXPORT(cuMemcpyDtoH_v2);
+EXPORT(cuMemcpy);
+EXPORT(cuMemcpyHtoDAsync_v2);
+EXPORT(cuMemcpyDtoHAsync_v2);
+EXPORT(cuLaunchKernel);
+EXPORT(cuLaunchKernelEx);
+EXPORT(cuLaunchCooperativeKernel);
+EXPORT(cuGraphLaunch);
+
+/* The twins for programs whose default stream is the thread's own. */
+EXPORT_AS(cuStreamSynchronize_ptsz, real_cuStreamSynchronize);
+EXPORT_AS(cuMemcpyHtoD_v2_ptds, real_cuMemcpyHtoD_v2);
+EXPORT_AS(cuMemcpyDtoH_v2_ptds, real_cuMemcpyDtoH_v2);
+EXPORT_AS(cuMemcpy_ptds, real_cuMemcpy);
+EXPORT_AS(cuLaunchKernel_ptsz, real_cuLaunchKernel);
+EXPORT_AS(cuLaunchKernelEx_ptsz, real_cuLaunchKernelEx);
+EXPORT_AS(cuLaunchCooperativeKernel_ptsz, real_cuLaunchCooperativeKernel);
+EXPORT_AS(cuGraphLaunch_ptsz, real_cuGraphLaunch);

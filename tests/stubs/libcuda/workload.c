@@ -4,7 +4,8 @@
  * line of answer each. It opens the library as the CUDA runtime does (dlopen), so that the same program runs
  * on the stub and on NVIDIA's own library.
  *
- *   open PATH            dlopen it (done at the start when LIBRARY is given)
+ *   open PATH            dlopen it (done at the start when LIBRARY is given); functions are looked for in the
+ *                        newest library first
  *   init                 cuInit                          count              cuDeviceGetCount
  *   create DEV [VER]     cuCtxCreate_vVER (2)            retain DEV         cuDevicePrimaryCtxRetain
  *   set N | push N       make context number N current   unset              cuCtxSetCurrent(NULL)
@@ -16,9 +17,13 @@
  *   storm THREADS N TIMES  threads with context N allocate (1 + thread) * 256 bytes and free it, TIMES each,
  *                          then keep one allocation of as many bytes each
  *   nanoseconds TIMES    allocate and free 256 bytes; answers the mean time of one such pair
+ *   call NAME [THREAD]   any function of the library, all arguments zero; in the main thread (0, the default)
+ *                        or in another, which begins at its first use and has the newest context
+ *   tid [THREAD]         the kernel's number of such a thread
  *
  * Contexts are numbered from 0 as they are made. The answer is the CUresult of the (last) call, or a number.
  */
+#define _GNU_SOURCE
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdint.h>
@@ -26,12 +31,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 typedef unsigned long long CUdeviceptr;
 
-enum { MAX_POINTERS = 1 << 18, MAX_CONTEXTS = 64, MAX_THREADS = 64, NO_FUNCTION = -1 };
+enum { MAX_POINTERS = 1 << 18, MAX_CONTEXTS = 64, MAX_THREADS = 64, MAX_LIBRARIES = 8, NO_FUNCTION = -1 };
 
-static void *library;
+static void *libraries[MAX_LIBRARIES];
+static int library_count;
 static CUdeviceptr pointers[MAX_POINTERS];
 static int pointer_count;
 static void *contexts[MAX_CONTEXTS];
@@ -39,8 +46,10 @@ static int context_count;
 
 static void *function(const char *name)
 {
-	void *found = library ? dlsym(library, name) : NULL;
+	void *found = NULL;
 
+	for (int i = library_count - 1; i >= 0 && !found; i--)
+		found = dlsym(libraries[i], name);
 	if (!found) {
 		printf("no function %s\n", name);
 		exit(3);
@@ -132,6 +141,69 @@ static int nanoseconds(int times)
 	return (int)(((after.tv_sec - before.tv_sec) * 1000000000L + after.tv_nsec - before.tv_nsec) / times);
 }
 
+/* A thread that calls what it is told; the answer goes back under the same lock. */
+struct caller {
+	pthread_t thread;
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	int running;
+	int busy;
+	char name[64]; /* empty: asks for the number of the thread */
+	int answer;
+};
+
+static struct caller callers[MAX_THREADS];
+
+/* The widest function of CUDA takes eleven arguments; those that take fewer do not look at the others. */
+static int call_named(const char *name)
+{
+	if (!*name)
+		return gettid();
+	return ((int (*)(long, long, long, long, long, long, long, long, long, long, long))function(name))(
+		0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+}
+
+static void *serve(void *argument)
+{
+	struct caller *caller = argument;
+
+	if (context_count)
+		CALL(cuCtxSetCurrent, (void *), contexts[context_count - 1]);
+	pthread_mutex_lock(&caller->lock);
+	for (;;) {
+		while (!caller->busy)
+			pthread_cond_wait(&caller->changed, &caller->lock);
+		caller->answer = call_named(caller->name);
+		caller->busy = 0;
+		pthread_cond_signal(&caller->changed);
+	}
+	return NULL;
+}
+
+static int call_in(int thread, const char *name)
+{
+	struct caller *caller = &callers[thread];
+	int answer;
+
+	if (!thread)
+		return call_named(name);
+	if (!caller->running) {
+		pthread_mutex_init(&caller->lock, NULL);
+		pthread_cond_init(&caller->changed, NULL);
+		pthread_create(&caller->thread, NULL, serve, caller);
+		caller->running = 1;
+	}
+	pthread_mutex_lock(&caller->lock);
+	strcpy(caller->name, name);
+	caller->busy = 1;
+	pthread_cond_signal(&caller->changed);
+	while (caller->busy)
+		pthread_cond_wait(&caller->changed, &caller->lock);
+	answer = caller->answer;
+	pthread_mutex_unlock(&caller->lock);
+	return answer;
+}
+
 static int make_context(int (*how)(void **, int, int), int device, int version)
 {
 	int result = how(&contexts[context_count], device, version);
@@ -158,15 +230,19 @@ static int retain(void **context, int device, int version)
 
 static int open_library(const char *path)
 {
-	library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-	if (!library)
-		fprintf(stderr, "%s\n", dlerror());
-	return !library;
+	void *library = library_count < MAX_LIBRARIES ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
+
+	if (!library) {
+		fprintf(stderr, "cannot open %s: %s\n", path, dlerror());
+		return 1;
+	}
+	libraries[library_count++] = library;
+	return 0;
 }
 
 static int run(const char *line)
 {
-	char word[16] = "", path[1024] = "";
+	char word[16] = "", path[1024] = "", name[64] = "";
 	long long a = 0, b = 0, c = 0;
 	void *popped;
 	int count;
@@ -174,6 +250,10 @@ static int run(const char *line)
 	sscanf(line, "%15s %lld %lld %lld", word, &a, &b, &c);
 	if (!strcmp(word, "open") && sscanf(line, "%*s %1023s", path) == 1)
 		return open_library(path);
+	if (!strcmp(word, "call") && sscanf(line, "%*s %63s %lld", name, &a) >= 1 && (size_t)a < MAX_THREADS)
+		return call_in((int)a, name);
+	if (!strcmp(word, "tid") && (size_t)a < MAX_THREADS)
+		return call_in((int)a, "");
 	if (!strcmp(word, "init"))
 		return CALL(cuInit, (unsigned), 0);
 	if (!strcmp(word, "count"))

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 
 from zernel import __version__
+from zernel.observe import gpu_activity
 from zernel.observe.collector import Collector
 from zernel.observe.gpu_mem import Reading, Usage
 
@@ -23,21 +25,28 @@ READING = Reading(
 )
 
 
+@dataclass
 class Probe:
-    """Stands in for the loaded probe."""
+    """Stands in for a probe."""
 
-    def __init__(self, unavailable: str | None = None) -> None:
-        self.unavailable = unavailable
-        self.libraries = [] if unavailable else ["/usr/lib/libcuda.so.1"]
-        self.reading = READING
+    unavailable: str | None = None
+    reading: Any = READING
+    refused: int = 0
 
-    def read(self) -> Reading:
+    @property
+    def libraries(self) -> list[str]:
+        return [] if self.unavailable else ["/usr/lib/libcuda.so.1"]
+
+    def read(self) -> Any:
         return self.reading
 
 
-def served(probe: Probe, *, cost: bool = True, settings: bool = True) -> list[str]:
+OFF = Probe("switched off", None)
+
+
+def served(memory: Probe, activity: Probe = OFF, *, cost: bool = True, settings: bool = True) -> list[str]:
     registry = CollectorRegistry()
-    collector = Collector(probe, cost_measured=cost)  # type: ignore[arg-type]
+    collector = Collector(memory, activity, cost_measured=cost)  # type: ignore[arg-type]
     collector.settings_in_use = settings
     registry.register(collector)
     lines = generate_latest(registry).decode().splitlines()
@@ -45,12 +54,20 @@ def served(probe: Probe, *, cost: bool = True, settings: bool = True) -> list[st
 
 
 def test_every_figure_has_its_place() -> None:
-    assert sorted(served(Probe())) == sorted(
+    activity = Probe(reading=gpu_activity.Reading({"no_thread_state": 1}, 9, 0.25), refused=2)
+    assert sorted(served(Probe(), activity)) == sorted(
         [
             f'zernel_build_info{{version="{__version__}"}} 1.0',
             "zernel_observe_config_reload_success 1.0",
             'zernel_probe_attached{probe="gpu_mem"} 1.0',
             'zernel_probe_libraries{probe="gpu_mem"} 1.0',
+            'zernel_probe_refused_libraries{probe="gpu_mem"} 0.0',
+            'zernel_probe_attached{probe="gpu_activity"} 1.0',
+            'zernel_probe_libraries{probe="gpu_activity"} 1.0',
+            'zernel_probe_refused_libraries{probe="gpu_activity"} 2.0',
+            'zernel_probe_runs_total{probe="gpu_activity"} 9.0',
+            'zernel_probe_run_seconds_total{probe="gpu_activity"} 0.25',
+            'zernel_probe_drops_total{probe="gpu_activity",reason="no_thread_state"} 1.0',
             'zernel_probe_runs_total{probe="gpu_mem"} 34.0',
             'zernel_probe_run_seconds_total{probe="gpu_mem"} 0.5',
             'zernel_probe_drops_total{probe="gpu_mem",reason="allocation_table_full"} 3.0',
@@ -80,6 +97,15 @@ def test_figures_of_a_probe_that_is_not_attached_are_absent_not_zero() -> None:
     lines = served(Probe("no libcuda.so.1"))
     assert 'zernel_probe_attached{probe="gpu_mem"} 0.0' in lines
     assert not [line for line in lines if line.startswith("zernel_gpu_memory")]
+
+
+def test_a_probe_that_is_switched_off_has_no_figures() -> None:
+    lines = [line for line in served(Probe()) if "gpu_activity" in line]
+    assert lines == [
+        'zernel_probe_attached{probe="gpu_activity"} 0.0',
+        'zernel_probe_libraries{probe="gpu_activity"} 0.0',
+        'zernel_probe_refused_libraries{probe="gpu_activity"} 0.0',
+    ]
 
 
 def test_a_cost_that_is_not_measured_is_absent_not_zero() -> None:

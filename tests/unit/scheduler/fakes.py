@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zernel.errors import ZernelError
+from zernel.gpu.activity import Missing
 from zernel.scheduler.maps import Activity, Delay, Hint, Task, Tenant, Use
 from zernel.scheduler.policy import Role
 
@@ -58,7 +59,7 @@ class FakeMaps:
     epochs: int = 0
     fault: ZernelError | None = None
     futex_signal: bool = True
-    gpu_signal: bool = True
+    missing: Missing = field(default_factory=Missing)
 
     def drain(self) -> dict[int, Activity]:
         self.epochs += 1
@@ -66,6 +67,9 @@ class FakeMaps:
             raise self.fault
         drained, self.activity = self.activity, {}
         return drained
+
+    def gpu_missing(self) -> Missing:
+        return self.missing
 
     def set_hints(self, hints: Mapping[int, Hint]) -> None:
         self.hints = dict(hints)

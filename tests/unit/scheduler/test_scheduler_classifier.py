@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zernel.gpu.activity import Missing
 from zernel.scheduler import gpu, processes
 from zernel.scheduler.classifier import PROC_READS, Classifier, Settings
 from zernel.scheduler.maps import Activity, Hint
@@ -114,7 +115,7 @@ def test_nccl_is_told_apart_where_it_is_switched_on(tmp_path: Path) -> None:
         assert (host.classifier.absent()["nccl_active"] is None) == enabled
 
 
-@pytest.mark.parametrize("signal", ["gpu", "futex", "nvml"])
+@pytest.mark.parametrize("signal", ["libcuda", "libnccl", "futex", "nvml"])
 def test_a_signal_that_is_absent_decides_nothing_and_says_why(tmp_path: Path, signal: str) -> None:
     detection = PhaseDetection(nccl_detection_enabled=True)
     host = Host(tmp_path, dataclasses.replace(SETTINGS, detection=detection))
@@ -125,16 +126,18 @@ def test_a_signal_that_is_absent_decides_nothing_and_says_why(tmp_path: Path, si
     }
     if signal == "nvml":
         host.classifier.see_gpus(gpu.Reading(unavailable="no driver"))
-    host.maps.gpu_signal = signal != "gpu"
+    if signal in ("libcuda", "libnccl"):
+        host.maps.missing = Missing(**{signal: "no probe is on it"})
     host.maps.futex_signal = signal != "futex"
     host.evaluate(doing, times=3)
     unknown = {pid for pid in doing if host.phase(pid) is Phase.UNKNOWN}
-    assert unknown == {"gpu": {1, 2}, "futex": {2}, "nvml": {3}}[signal]
+    assert unknown == {"libcuda": {1}, "libnccl": {2}, "futex": {2}, "nvml": {3}}[signal]
     absent = {name for name, why in host.classifier.absent().items() if why}
     assert (
         absent
         == {
-            "gpu": {"since_gpu_sync_s", "nccl_active"},
+            "libcuda": {"since_gpu_sync_s"},
+            "libnccl": {"nccl_active"},
             "futex": {"futex_waits"},
             "nvml": {"gpu_utilization"},
         }[signal]

@@ -3,7 +3,15 @@
 
 from zernel.bpf.btf import Btf, malformed_kfuncs
 from zernel.bpf.maps import Map, RingBuffer
-from zernel.bpf.object import BpfObject, Link, Program, enable_run_stats, object_path, possible_cpus
+from zernel.bpf.object import (
+    BpfObject,
+    Link,
+    Program,
+    enable_run_stats,
+    link_exists,
+    object_path,
+    possible_cpus,
+)
 
 __all__ = [
     "BpfObject",
@@ -13,6 +21,7 @@ __all__ = [
     "Program",
     "RingBuffer",
     "enable_run_stats",
+    "link_exists",
     "malformed_kfuncs",
     "object_path",
     "possible_cpus",

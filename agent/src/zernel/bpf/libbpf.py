@@ -54,6 +54,16 @@ class ProgramInfo(ctypes.Structure):
     )
 
 
+class LinkInfo(ctypes.Structure):
+    """``struct bpf_link_info`` of linux/bpf.h up to ``prog_id``; the kernel fills what fits."""
+
+    _fields_ = (
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("prog_id", c_uint32),
+    )
+
+
 RingSample = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
 _Print = ctypes.CFUNCTYPE(c_int, c_int, c_void_p, c_void_p)
 
@@ -99,6 +109,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     ),
     "bpf_link__destroy": (c_int, (c_void_p,)),
     "bpf_link__fd": (c_int, (c_void_p,)),
+    "bpf_link_get_fd_by_id": (c_int, (c_uint32,)),
     "bpf_obj_get_info_by_fd": (c_int, (c_int, c_void_p, POINTER(c_uint32))),
     "bpf_enable_stats": (c_int, (c_int,)),
     "ring_buffer__new": (c_void_p, (c_int, RingSample, c_void_p, c_void_p)),

@@ -56,6 +56,20 @@ def enable_run_stats() -> int:
         return libbpf.check(result, "enable BPF run statistics", log)
 
 
+def link_exists(number: int) -> bool:
+    """Tell whether the kernel has a link with this id; needs CAP_SYS_ADMIN.
+
+    A link ends with the last process that has it open, unless it is pinned. An id comes again only after 2^31
+    others.
+    """
+    with libbpf.captured():
+        fd = libbpf.library().bpf_link_get_fd_by_id(number)
+    if fd < 0:
+        return False
+    os.close(fd)
+    return True
+
+
 class Link:
     """An attachment. Closing it detaches; so does the end of the process."""
 
@@ -67,6 +81,24 @@ class Link:
     def closed(self) -> bool:
         """Tell whether the link was closed."""
         return not self._handle
+
+    @property
+    def fd(self) -> int:
+        """The open link's descriptor."""
+        return int(libbpf.library().bpf_link__fd(self._handle))
+
+    @property
+    def id(self) -> int:
+        """The open link's number in the kernel, never 0; see :func:`link_exists`."""
+        info = libbpf.LinkInfo()
+        size = c_uint32(ctypes.sizeof(info))
+        with libbpf.captured() as log:
+            libbpf.check(
+                libbpf.library().bpf_obj_get_info_by_fd(self.fd, byref(info), byref(size)),
+                f"read the number of the BPF link {self.what}",
+                log,
+            )
+        return int(info.id)
 
     def close(self) -> None:
         """Detach; a second call does nothing."""
@@ -83,6 +115,10 @@ class Link:
 
 class _DescriptorLink(Link):
     """A link that libbpf does not know: its handle is a descriptor."""
+
+    @property
+    def fd(self) -> int:
+        return self._handle
 
     def close(self) -> None:
         handle, self._handle = self._handle, 0

@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING
 
 from zernel.errors import ZernelError
-from zernel.gpu import libcuda as gpu_libcuda
+from zernel.gpu import functions, libraries
 from zernel.host.doctor_host import Finding, Host, State
 
 if TYPE_CHECKING:
@@ -60,27 +60,27 @@ def nvml(host: Host) -> Finding:
 
 def libcuda(host: Host) -> Finding:
     """The library whose exports are probed, and how cheap its probes are."""
-    copies = gpu_libcuda.installed(host.root)
+    copies = libraries.installed(functions.LIBCUDA, host.root)
     if not copies:
         if gpus(host):
             reason = "no libcuda.so.1 is installed: CUDA programs cannot run, and there is nothing to probe"
             return Finding(State.MISSING, reason, "Install the NVIDIA driver's libcuda1")
         return Finding(State.NOT_NEEDED, "this host has no NVIDIA GPU and no libcuda.so.1")
-    libraries: list[dict[str, object]] = []
+    found: list[dict[str, object]] = []
     reasons = []
     usable = False
     for copy in copies:
-        targets, unusable = gpu_libcuda.usable(copy)
+        targets, unusable = libraries.usable(copy, functions.MEMORY)
         slow = [target.function for target in targets if not target.past_compare]
         usable = usable or unusable is None
-        libraries.append(
+        found.append(
             {"path": copy.name, "functions": len(targets), "slow_functions": slow, "unusable": unusable}
         )
         speed = "probes are cheap" if not slow else f"{len(slow)} functions with slow probes"
         reasons.append(f"{copy.name}: {unusable or f'{len(targets)} functions, {speed}'}")
     suggestion = None if usable else "Reinstall the NVIDIA driver's libcuda1"
     state = State.OK if usable else State.MISSING
-    return Finding(state, "; ".join(reasons), suggestion, {"libraries": libraries})
+    return Finding(state, "; ".join(reasons), suggestion, {"libraries": found})
 
 
 def multikernel(host: Host) -> Finding:

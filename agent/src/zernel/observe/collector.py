@@ -6,20 +6,60 @@ Where a probe is not attached its figures are absent, not zero; ``zernel_probe_a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
 from zernel import __version__
-from zernel.observe import gpu_mem
+from zernel.observe import gpu_activity, gpu_mem
+
+
+class Own(Protocol):
+    """What each probe says about itself."""
+
+    @property
+    def drops(self) -> Mapping[str, int]:
+        """Reason: how often something was not counted."""
+
+    @property
+    def runs(self) -> int:
+        """Runs of its BPF programs."""
+
+    @property
+    def run_seconds(self) -> float:
+        """CPU time spent in them."""
+
+
+class Probe(Protocol):
+    """What each probe can be asked."""
+
+    @property
+    def libraries(self) -> list[str]:
+        """The libraries that it is attached to."""
+
+    @property
+    def refused(self) -> int:
+        """The number of libraries that it cannot be attached to."""
+
+    @property
+    def unavailable(self) -> str | None:
+        """Why it does nothing; None when it is attached."""
+
+    def read(self) -> Own | None:
+        """Return what it says about itself; None when it is not loaded."""
 
 
 class Collector:
-    """A prometheus_client collector of one loaded gpu_mem probe."""
+    """A prometheus_client collector of zerneld's probes."""
 
-    def __init__(self, probe: gpu_mem.GpuMemory, *, cost_measured: bool) -> None:
-        self._probe = probe
+    def __init__(
+        self, memory: gpu_mem.GpuMemory, activity: gpu_activity.GpuActivityProbe, *, cost_measured: bool
+    ) -> None:
+        self._memory = memory
+        self._activity = activity
+        self.probes: dict[str, Probe] = {gpu_mem.NAME: memory, gpu_activity.NAME: activity}
+        """The probes by name."""
         self.cost_measured = cost_measured
         self.settings_in_use = True
         """Whether the settings file, as it was last read, is in use as a whole."""
@@ -37,38 +77,57 @@ class Collector:
             "when a part of it waits for a restart.",
             value=int(self.settings_in_use),
         )
+        yield from self._attachments()
+        memory = self._memory.read()
+        readings: dict[str, Own | None] = {
+            gpu_mem.NAME: memory,
+            gpu_activity.NAME: self._activity.read(),
+        }
+        loaded = {name: reading for name, reading in readings.items() if reading is not None}
+        yield from _own(loaded, self.cost_measured)
+        if self._memory.unavailable is None:
+            yield from _memory(memory)
+
+    def _attachments(self) -> Iterator[Any]:
+        """Yield what the probes are attached to."""
         attached = GaugeMetricFamily(
             "zernel_probe_attached", "1 when the probe is attached to something and counts.", labels=["probe"]
         )
-        attached.add_metric([gpu_mem.NAME], 0 if self._probe.unavailable else 1)
-        yield attached
         libraries = GaugeMetricFamily(
             "zernel_probe_libraries", "Libraries (inodes) that the probe is attached to.", labels=["probe"]
         )
-        libraries.add_metric([gpu_mem.NAME], len(self._probe.libraries))
+        refused = GaugeMetricFamily(
+            "zernel_probe_refused_libraries",
+            "Libraries (inodes) that the probe cannot be attached to; the log says why.",
+            labels=["probe"],
+        )
+        for name, probe in self.probes.items():
+            attached.add_metric([name], 0 if probe.unavailable else 1)
+            libraries.add_metric([name], len(probe.libraries))
+            refused.add_metric([name], probe.refused)
+        yield attached
         yield libraries
-        reading = self._probe.read()
-        yield from _own(reading, self.cost_measured)
-        if self._probe.unavailable is None:
-            yield from _memory(reading)
+        yield refused
 
 
-def _own(reading: gpu_mem.Reading, cost_measured: bool) -> Iterator[Any]:
-    """Yield what the probe says about itself."""
+def _own(readings: Mapping[str, Own], cost_measured: bool) -> Iterator[Any]:
+    """Yield what the probes say about themselves."""
     if cost_measured:
         runs = CounterMetricFamily("zernel_probe_runs", "Runs of the probe's BPF programs.", labels=["probe"])
-        runs.add_metric([gpu_mem.NAME], reading.runs)
-        yield runs
         seconds = CounterMetricFamily(
             "zernel_probe_run_seconds", "CPU time spent in the probe's BPF programs.", labels=["probe"]
         )
-        seconds.add_metric([gpu_mem.NAME], reading.run_seconds)
+        for name, reading in readings.items():
+            runs.add_metric([name], reading.runs)
+            seconds.add_metric([name], reading.run_seconds)
+        yield runs
         yield seconds
     drops = CounterMetricFamily(
         "zernel_probe_drops", "What the probe could not count, by reason.", labels=["probe", "reason"]
     )
-    for reason, number in reading.drops.items():
-        drops.add_metric([gpu_mem.NAME, reason], number)
+    for name, reading in readings.items():
+        for reason, number in reading.drops.items():
+            drops.add_metric([name, reason], number)
     yield drops
 
 

@@ -33,14 +33,15 @@ class Discovery:
 
     interval_s: float = option(
         10.0,
-        "Seconds between two looks through all processes for new copies of libcuda.so.1 (of containers). "
-        "What a process allocates before its copy is found is not counted.",
+        "Seconds between two looks through all processes for new copies of libcuda.so.1 and libnccl.so.2 "
+        "(of containers). What a process does before its copy is found is not seen.",
         minimum=0.1,
         maximum=3600.0,
     )
     max_libraries: int = option(
         64,
-        "Copies of libcuda.so.1 probed at most. Each takes 2 file descriptors, 24 before kernel 6.6.",
+        "Copies of libcuda.so.1 probed at most, and of libnccl.so.2. Each takes 4 file descriptors, about 40 "
+        "before kernel 6.6.",
         minimum=1,
         maximum=1024,
     )
@@ -77,6 +78,17 @@ class GpuMem:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuActivity:
+    """The gpu_activity probe."""
+
+    enabled: bool = option(
+        True,
+        "Tell the scheduler when a thread waited for a GPU, gave it work or called NCCL. Costs these calls "
+        "about 1 us each, a wait 2. False: the scheduler knows GPUs by NVML only.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """The whole file."""
 
@@ -84,6 +96,7 @@ class Config:
     discovery: Discovery = table(Discovery)
     probes: Probes = table(Probes)
     gpu_mem: GpuMem = table(GpuMem)
+    gpu_activity: GpuActivity = table(GpuActivity)
 
 
 def default_file() -> str:

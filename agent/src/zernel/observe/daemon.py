@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from zernel import service
 from zernel.daemon import NOT_APPLIED, InUse, Program, Settings
 from zernel.errors import ZernelError, fail
-from zernel.gpu import libcuda
+from zernel.gpu import libraries
 from zernel.observe.config import DEFAULT_PATH, Config, default_file
 
 if TYPE_CHECKING:
     from zernel.metrics import MetricsServer
+    from zernel.observe.collector import Probe
 
 log = logging.getLogger("zernel.observe")
 
@@ -70,22 +71,29 @@ class _Daemon:
     def __init__(self, config: Config, settings: Settings[Config]) -> None:
         # Imported here: --check-config and --dump-config need neither libbpf nor prometheus_client.
         from zernel.observe.collector import Collector
+        from zernel.observe.gpu_activity import GpuActivityProbe
         from zernel.observe.gpu_mem import GpuMemory
 
         self._config = config
         self._settings = settings
         self._stats_fd: int | None = None
-        self._scan = libcuda.ProcessScan()
-        self._last_unavailable: str | None = ""
+        self._scan = libraries.ProcessScan()
+        self._found: dict[libraries.Inode, libraries.Copy] = {}
+        self._last_unavailable: dict[str, str | None] = {}
         self._in_use = InUse()
-        self._probe_settings = config.gpu_mem
-        self._probe = GpuMemory(config.gpu_mem)
+        self._memory_settings = config.gpu_mem
+        self._memory = GpuMemory(config.gpu_mem)
         try:
-            self._collector = Collector(self._probe, cost_measured=False)
+            self._activity = GpuActivityProbe(config.gpu_activity)
+        except BaseException:
+            self._memory.close()
+            raise
+        try:
+            self._collector = Collector(self._memory, self._activity, cost_measured=False)
             self._measure_cost(config.probes.measure_cost)
             self._server = self._listen(config.prometheus.port)
         except BaseException:
-            self._probe.close()
+            self._close_probes()
             raise
 
     def __enter__(self) -> _Daemon:
@@ -93,8 +101,12 @@ class _Daemon:
 
     def __exit__(self, *_: object) -> None:
         self._server.close()
-        self._probe.close()
+        self._close_probes()
         self._measure_cost(False)
+
+    def _close_probes(self) -> None:
+        self._memory.close()
+        self._activity.close()
 
     def _listen(self, port: int) -> MetricsServer:
         from zernel.metrics import MetricsServer
@@ -129,23 +141,22 @@ class _Daemon:
         found = self._scan.step(budget_s)
         if found is None:
             return
-        self._probe.follow(libcuda.with_installed(found), self._config.discovery.max_libraries)
-        unavailable = self._probe.unavailable
-        if unavailable != self._last_unavailable:
-            if unavailable:
-                log.warning("gpu_mem unavailable: %s", unavailable, extra={"ZERNEL_PROBE": "gpu_mem"})
-            self._last_unavailable = unavailable
+        self._found = libraries.with_installed(found)
+        self._follow()
+
+    def _follow(self) -> None:
+        """Attach the probes to what was found."""
+        for probe in (self._memory, self._activity):
+            probe.follow(self._found, self._config.discovery.max_libraries)
+        for name, one in self._collector.probes.items():
+            unavailable = one.unavailable
+            if unavailable and unavailable != self._last_unavailable.get(name):
+                log.warning("%s unavailable: %s", name, unavailable, extra={"ZERNEL_PROBE": name})
+            self._last_unavailable[name] = unavailable
 
     def _status(self) -> str:
         """Return the line for ``systemctl status``: first what a person should act on."""
-        return self._in_use.line(self._probe_status())
-
-    def _probe_status(self) -> str:
-        unavailable = self._probe.unavailable
-        if unavailable:
-            return f"gpu_mem unavailable: {unavailable}"
-        number = len(self._probe.libraries)
-        return f"gpu_mem attached to {number} librar{'y' if number == 1 else 'ies'}"
+        return self._in_use.line(*(_state(name, probe) for name, probe in self._collector.probes.items()))
 
     def _reload(self) -> None:
         """Take over the file's settings, and remember what keeps them from being in use."""
@@ -167,8 +178,10 @@ class _Daemon:
             self._server = server
         self._measure_cost(new.probes.measure_cost)
         self._config = new
+        if self._activity.apply(new.gpu_activity):
+            self._activity.follow(self._found, new.discovery.max_libraries)
         log.info("settings reloaded from %s", self._settings.path)
-        if new.gpu_mem == self._probe_settings:
+        if new.gpu_mem == self._memory_settings:
             return None
         # Not done here: new tables are empty, so running jobs would from then on seem to hold too little.
         log.warning("[gpu_mem] of %s changed: restart zerneld to apply it", self._settings.path)
@@ -187,6 +200,14 @@ class _Daemon:
             os.close(self._stats_fd)
             self._stats_fd = None
         self._collector.cost_measured = self._stats_fd is not None
+
+
+def _state(name: str, probe: Probe) -> str:
+    """Return what a probe does, for the line for ``systemctl status``."""
+    if unavailable := probe.unavailable:
+        return f"{name} unavailable: {unavailable}"
+    number = len(probe.libraries)
+    return f"{name} attached to {number} librar{'y' if number == 1 else 'ies'}"
 
 
 if __name__ == "__main__":

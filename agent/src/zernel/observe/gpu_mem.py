@@ -3,19 +3,16 @@
 
 from __future__ import annotations
 
-import logging
 import struct
 import threading
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from zernel.bpf import BpfObject, Link, object_path, uprobe_multi
-from zernel.bpf.uprobe_multi import Place
-from zernel.errors import ZernelError
-from zernel.gpu import libcuda
+from zernel.bpf import BpfObject
+from zernel.gpu.functions import LIBCUDA, MEMORY
+from zernel.gpu.libraries import Copy, Inode
+from zernel.observe.attachments import Attachments, Hook, Loaded
 from zernel.observe.config import GpuMem
-
-log = logging.getLogger(__name__)
 
 NAME = "gpu_mem"
 
@@ -54,10 +51,6 @@ _DROPS = {
     "DROP_PEAK_RACE": "peak_race",
 }
 
-# A library that no process maps any more is let go after this many rounds, so that the probe does not keep a
-# removed container's file system in use. More than one: a process may be between two mappings of it.
-_ROUNDS_WITHOUT_USE = 2
-
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -85,13 +78,6 @@ class Reading:
     run_seconds: float
 
 
-@dataclass(slots=True)
-class _Attached:
-    name: str
-    links: list[Link] = field(default_factory=list)
-    unseen: int = 0
-
-
 class GpuMemory:
     """The loaded probe. Use as a context manager: leaving it detaches and frees everything.
 
@@ -103,25 +89,27 @@ class GpuMemory:
 
         :raises ZernelError: when the kernel does not take them.
         """
-        self._attached: dict[libcuda.Inode, _Attached] = {}
-        self._refused: dict[libcuda.Inode, str] = {}
         # Held while the tables are read and while they are freed.
         self._tables = threading.Lock()
         self._final: Reading | None = None
-        self._object = _load(settings, one_link=True)
-        # One link per library and direction where the kernel has such links (6.6), else one per function.
-        self._one_link = uprobe_multi.supported(self._object.program("on_enter").fd)
-        if not self._one_link:
-            self._object.close()
-            self._object = _load(settings, one_link=False)
+
+        def size(obj: BpfObject) -> None:
+            obj.map("allocations").set_max_entries(settings.max_allocations)
+            obj.map("processes").set_max_entries(settings.max_processes)
+
+        loaded = Loaded.load(NAME, ("on_enter", "on_return"), size)
+        self._object = loaded.obj
         try:
             self._object.program("on_exit").attach()
             self._object.program("on_exec").attach()
             self._counters = {name: self._number("counter", name) for name in (*_DROPS, *_COUNTS)}
-            self._cookies = {function: self._number("function", name) for function, name in _COOKIES.items()}
+            cookies = {function: self._number("function", name) for function, name in _COOKIES.items()}
         except BaseException:
             self._object.close()
             raise
+        # The return first: a call between the two attachments is then not seen, never half seen.
+        hooks = Hook("on_return", cookies, returning=True), Hook("on_enter", cookies)
+        self._attachments = Attachments(NAME, loaded, {MEMORY: hooks})
 
     def close(self) -> None:
         """Detach from everything and free the tables; a second call does nothing."""
@@ -131,7 +119,7 @@ class GpuMemory:
             try:
                 self._final = self._read()
             finally:
-                self._attached.clear()
+                self._attachments.close()
                 self._object.close()
 
     def __enter__(self) -> GpuMemory:
@@ -143,40 +131,21 @@ class GpuMemory:
     @property
     def libraries(self) -> list[str]:
         """The libraries that are probed, as people call them."""
-        return [attached.name for attached in tuple(self._attached.values())]
+        return self._attachments.names
+
+    @property
+    def refused(self) -> int:
+        """The number of libraries that cannot be probed."""
+        return self._attachments.refused
 
     @property
     def unavailable(self) -> str | None:
         """Why nothing is counted; None when the probe is attached to a library."""
-        if self._attached:
-            return None
-        if self._refused:
-            return "; ".join(sorted(self._refused.values()))
-        return "no libcuda.so.1 is installed, and no process uses one (no NVIDIA driver?)"
+        return self._attachments.why_none(LIBCUDA)
 
-    def follow(self, copies: dict[libcuda.Inode, libcuda.Copy], limit: int) -> None:
-        """Attach to the new ones of these libraries, ``limit`` in all, and let go of those that are gone.
-
-        A library that cannot be probed is logged once, and tried again at the next call.
-        """
-        for inode, attached in list(self._attached.items()):
-            attached.unseen = 0 if inode in copies else attached.unseen + 1
-            if attached.unseen >= _ROUNDS_WITHOUT_USE:
-                self._detach(inode)
-        refused = {}
-        for inode, copy in copies.items():
-            if inode in self._attached:
-                continue
-            reason = (
-                self._attach(copy) if len(self._attached) < limit else f"{limit} libraries are probed already"
-            )
-            # The process that showed it may have ended meanwhile, and nobody misses it.
-            if reason is not None and copy.path.exists():
-                refused[inode] = f"{copy.name}: {reason}"
-        for inode, text in refused.items():
-            if self._refused.get(inode) != text:
-                log.warning("not probed: %s", text)
-        self._refused = refused
+    def follow(self, copies: Mapping[Inode, Copy], limit: int) -> None:
+        """Keep attached to these libraries; see :meth:`Attachments.follow`."""
+        self._attachments.follow(copies, limit)
 
     def read(self) -> Reading:
         """Read the tables; once the probe is closed, return what they held last."""
@@ -202,64 +171,6 @@ class GpuMemory:
             run_seconds=sum(program.run_time_ns for program in programs) / 1e9,
         )
 
-    def _attach(self, copy: libcuda.Copy) -> str | None:
-        """Attach to one library; return None or the reason why not, and then nothing is attached."""
-        try:
-            with libcuda.opened(copy) as fd:
-                targets = libcuda.targets(fd, copy.name)
-                # The kernel, too, must take the file that was looked into, not what is at its path by now.
-                return self._attach_at(Path(f"/proc/self/fd/{fd}"), copy, targets)
-        except (ZernelError, OSError) as error:
-            return libcuda.reason(error)
-
-    def _attach_at(self, path: Path, copy: libcuda.Copy, targets: list[libcuda.Target]) -> str | None:
-        """Attach to the library, which ``path`` opens; return as :meth:`_attach` does."""
-        attached = _Attached(copy.name)
-        try:
-            # The return first: a call between the two attachments is then not seen, never half seen.
-            for program, returning in (("on_return", True), ("on_enter", False)):
-                attached.links += self._attach_program(program, path, targets, returning)
-        except ZernelError as error:
-            for link in attached.links:
-                link.close()
-            # Without the descriptor's number: a reason that stays the same is logged once.
-            return libcuda.reason(error).replace(str(path), copy.name)
-        self._attached[copy.inode] = attached
-        slow = sum(not target.past_compare for target in targets)
-        log.info(
-            "probing %s: %d functions%s",
-            copy.name,
-            len(targets),
-            f", {slow} of them at their first instruction (slower)" if slow else "",
-            extra={"ZERNEL_PROBE": NAME, "ZERNEL_LIBRARY": copy.name},
-        )
-        return None
-
-    def _detach(self, inode: libcuda.Inode) -> None:
-        attached = self._attached.pop(inode)
-        for link in attached.links:
-            link.close()
-        log.info("no longer probing %s: nothing uses it", attached.name)
-
-    def _attach_program(
-        self, name: str, path: Path, targets: list[libcuda.Target], returning: bool
-    ) -> list[Link]:
-        program = self._object.program(name)
-        places = [Place(target.offset, self._cookies[target.function]) for target in targets]
-        if self._one_link:
-            return [program.attach_uprobes(path, places, returning=returning)]
-        links: list[Link] = []
-        try:
-            for place in places:
-                links.append(
-                    program.attach_uprobe(path, place.offset, retprobe=returning, cookie=place.cookie)
-                )
-        except ZernelError:
-            for link in links:
-                link.close()
-            raise
-        return links
-
     def _number(self, enum: str, name: str) -> int:
         number = self._object.btf.enum_value(name, enum)
         if number is None:
@@ -269,22 +180,6 @@ class GpuMemory:
     def _count(self, name: str) -> int:
         values = self._object.map("counters").lookup_percpu(_U32.pack(self._counters[name])) or []
         return sum(_U64.unpack(value)[0] for value in values)
-
-
-def _load(settings: GpuMem, *, one_link: bool) -> BpfObject:
-    """Load the object; ``one_link``: for attachments that cover many functions."""
-    loaded = BpfObject.open(object_path(NAME))
-    try:
-        loaded.map("allocations").set_max_entries(settings.max_allocations)
-        loaded.map("processes").set_max_entries(settings.max_processes)
-        if one_link:
-            for name in ("on_enter", "on_return"):
-                loaded.program(name).set_attach_type(uprobe_multi.ATTACH_TYPE)
-        loaded.load()
-    except BaseException:
-        loaded.close()
-        raise
-    return loaded
 
 
 _COUNTS = ("COUNT_ALLOCATIONS", "COUNT_FREES", "COUNT_UNKNOWN_FREES")

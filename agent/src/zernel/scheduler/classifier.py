@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
 
+from zernel.gpu.activity import Missing
 from zernel.scheduler import gpu, processes
 from zernel.scheduler.config import Config
 from zernel.scheduler.maps import Activity, Hint
@@ -37,9 +38,8 @@ class Maps(Protocol):
     def futex_signal(self) -> bool:
         """Whether futex waits are measured."""
 
-    @property
-    def gpu_signal(self) -> bool:
-        """Whether zerneld tells of GPU syncs, launches and NCCL calls."""
+    def gpu_missing(self) -> Missing:
+        """Return what zerneld does not tell of GPU syncs, launches and NCCL calls, and why."""
 
     def drain(self) -> Mapping[int, Activity]:
         """Return pid → what it did since the last call."""
@@ -171,7 +171,8 @@ class Classifier:
         self._holders_cgroups: dict[int, str | None] = {}
         self._node_of_gpu: dict[int, int] = {}
         self._node_of_cgroup: dict[str, int | None] = {}
-        self._futex = self._probes = False
+        self._futex = False
+        self._probes = Missing("not asked yet", "not asked yet")
         self.configure(settings, topology)
 
     def configure(self, settings: Settings, topology: Topology) -> None:
@@ -205,7 +206,7 @@ class Classifier:
         """
         drained = maps.drain()
         with self._lock:
-            self._futex, self._probes = maps.futex_signal, maps.gpu_signal
+            self._futex, self._probes = maps.futex_signal, maps.gpu_missing()
             self._account(now_ns)
             reads = PROC_READS
             for pid, activity in drained.items():
@@ -255,9 +256,7 @@ class Classifier:
     def absent(self) -> dict[str, str | None]:
         """Return each signal and, where it is absent on this host, why."""
         with self._lock:
-            probes = nccl = futex = None
-            if not self._probes:
-                probes = nccl = "no map is shared with zerneld's GPU probes: /sys/fs/bpf is not there"
+            nccl, futex = self._probes.libnccl, None
             if not self._futex:
                 futex = "the tracepoint of futex system calls cannot be used"
             if not self._settings.detection.nccl_detection_enabled:
@@ -266,7 +265,7 @@ class Classifier:
                 "io_wait_fraction": None,
                 "cpu_burst_ns": None,
                 "gpu_utilization": self._gpu.unavailable,
-                "since_gpu_sync_s": probes,
+                "since_gpu_sync_s": self._probes.libcuda,
                 "nccl_active": nccl,
                 "futex_waits": futex,
             }
@@ -327,10 +326,14 @@ class Classifier:
             burst = activity.burst_ns // activity.bursts if activity.bursts else activity.run_ns
             futex = activity.futexes if self._futex else None
         nccl = None
-        if self._probes and self._settings.detection.nccl_detection_enabled and process.nccl_ns:
+        if (
+            self._probes.libnccl is None
+            and self._settings.detection.nccl_detection_enabled
+            and process.nccl_ns
+        ):
             nccl = now_ns - process.nccl_ns <= _RECENT_NS
         since_sync = None
-        if self._probes and process.sync_ns:
+        if self._probes.libcuda is None and process.sync_ns:
             # One that came after this evaluation began is of just now.
             since_sync = max(0, now_ns - process.sync_ns) / 1e9
         return Signals(io_wait, burst, self._utilization(process), since_sync, nccl, futex)

@@ -16,15 +16,13 @@ from typing import Self
 
 from zernel.bpf import BpfObject, Btf, Link, object_path
 from zernel.errors import ZernelError, fail
+from zernel.gpu import activity
 from zernel.scheduler import kernel, support, topology
 from zernel.scheduler.config import Config
 from zernel.scheduler.maps import Layout, SchedulerMaps, Settings, fill
 from zernel.scheduler.topology import Topology
 
 log = logging.getLogger("zernel.scheduler")
-
-PINS = Path("/sys/fs/bpf/zernel")
-"""Where maps are that the scheduler shares with the probes."""
 
 OPS_NAME = "zernel"
 """The scheduler's name in /sys/kernel/sched_ext/root/ops."""
@@ -71,12 +69,14 @@ class LoadedScheduler:
         obj = BpfObject.open(path or object_path("sched"))
         try:
             _configure(obj, config, host, btf, sequence)
-            shared = _share(obj)
+            unshared = activity.share(obj)
+            if unshared is not None:
+                log.warning("what zerneld's probes see of GPUs is not known here: %s", unshared)
             started = time.monotonic()
             obj.load()
             loaded = time.monotonic()
             maps = _fill(obj, config, host)
-            maps.gpu_signal = shared
+            maps.gpu_unshared = unshared
             link = obj.attach_struct_ops("zernel_ops")
             self = cls(obj, maps, link, loaded - started, time.monotonic() - loaded)
             self._wait_until_enabled()
@@ -191,17 +191,6 @@ def _configure(obj: BpfObject, config: Config, host: Topology, btf: Btf, hotplug
     if immediate := btf.enum_value("SCX_ENQ_IMMED"):
         obj.set_rodata("scx_enq_immed", immediate)
         obj.set_struct_ops_member(*ops, "cpu_release", 0)
-
-
-def _share(obj: BpfObject) -> bool:
-    """Let the probes tell what they see of the GPU; False where there is no BPF file system for that."""
-    try:
-        PINS.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        log.warning("what probes see of the GPU is not known here: %s: %s", PINS, error.strerror)
-        return False
-    obj.map("gpu_activity").set_pin_path(PINS / "gpu_activity")
-    return True
 
 
 def _fill(obj: BpfObject, config: Config, host: Topology) -> SchedulerMaps:

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from zernel.bpf import BpfObject, Map
 from zernel.bpf.btf import STRUCT, Btf
+from zernel.gpu.activity import Missing, missing
 from zernel.scheduler.config import Config
 from zernel.scheduler.policy import DEFAULTS, Phase, Policy, Role
 
@@ -236,8 +237,8 @@ class HintTable:
 class SchedulerMaps:
     """The maps of a loaded scheduler. Not for use from several threads at once."""
 
-    gpu_signal = False
-    """Whether probes can tell when threads work with a GPU."""
+    gpu_unshared: str | None = None
+    """Why no map is shared with the probes that tell when threads work with a GPU; None when one is."""
 
     futex_signal = False
     """Whether waits for futexes are seen."""
@@ -255,6 +256,7 @@ class SchedulerMaps:
         self._activity = obj.map("activity_0"), obj.map("activity_1")
         self._read_activity = Layout(btf, "activity").reader(*_ACTIVITY)
         self._role_sets: dict[int, frozenset[Role]] = {}
+        self._probes = obj.map("gpu_probes")
         self._tasks = obj.map("tasks")
         self._task_layout = Layout(btf, "task")
         self._roles = {role: self._enumerator(f"ROLE_{role.name}") for role in Role}
@@ -338,6 +340,12 @@ class SchedulerMaps:
         ended = self._raise("epoch") - 1
         table = self._activity[ended & 1]
         return {int.from_bytes(pid, "little"): self._activity_of(data) for pid, data in table.drain()}
+
+    def gpu_missing(self) -> Missing:
+        """Return what zerneld's probes do not tell now of threads and GPUs, and why."""
+        if self.gpu_unshared is not None:
+            return Missing(self.gpu_unshared, self.gpu_unshared)
+        return missing(self._probes)
 
     def task(self, thread: int) -> Task | None:
         """Return what is remembered of a thread; None for one that is gone, or has another scheduler."""

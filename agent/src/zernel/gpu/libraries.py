@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Finds every libcuda.so.1 that a process uses or will use, and where to put probes in it.
+"""Finds every copy of a library that a process uses or will use, and where to put probes in it.
 
 A uprobe is on an inode: one attachment covers all processes, present and future, that map it. So what is
 looked for are inodes: of the libraries that the host's loader would find, and of those that processes have
@@ -21,41 +21,13 @@ from pathlib import Path
 
 from zernel.errors import ZernelError, fail
 from zernel.gpu.elf import SharedLibrary
+from zernel.gpu.functions import LIBRARIES, Exports, Library
 
 log = logging.getLogger(__name__)
 
-FUNCTIONS = (
-    "cuMemAlloc_v2",
-    "cuMemFree_v2",
-    "cuDeviceGetCount",
-    "cuCtxCreate_v2",
-    "cuCtxCreate_v3",
-    "cuCtxCreate_v4",
-    "cuCtxDestroy_v2",
-    "cuCtxSetCurrent",
-    "cuCtxPushCurrent_v2",
-    "cuCtxPopCurrent_v2",
-    "cuDevicePrimaryCtxRetain",
-    "cuDevicePrimaryCtxReset_v2",
-)
-"""The exports that Zernel probes. Older drivers lack some; the probe cannot do without :data:`NEEDED`."""
-
-NEEDED = ("cuMemAlloc_v2", "cuMemFree_v2")
-
-SONAME = "libcuda.so.1"
-
-# libcuda.so.1 is a link to libcuda.so.VERSION, which is what maps shows.
-_NAME = re.compile(r"libcuda\.so(\.[0-9.]+)?$")
-_DIRECTORIES = (
-    "usr/lib/x86_64-linux-gnu",
-    "usr/lib/x86_64-linux-gnu/nvidia/current",
-    "usr/lib64",
-    "usr/lib",
-    "usr/local/nvidia/lib64",
-)
 _DELETED = " (deleted)"
 
-# The export of drivers 535 to 555: cmpl $0x321cba00,state(%rip); je. A uprobe on the cmpl must be
+# A libcuda's export of drivers 535 to 555: cmpl $0x321cba00,state(%rip); je. A uprobe on the cmpl must be
 # single-stepped (about 10 us a hit on a virtual machine), one on the je is emulated (under 1 us). The stack
 # is the same at both.
 _THUNK = re.compile(rb"\x81\x3d....\x00\xba\x1c\x32\x74", re.DOTALL)
@@ -82,6 +54,7 @@ class Inode:
 class Copy:
     """One library that was found. ``path`` led to it then, see :func:`opened`; ``name`` is for people."""
 
+    library: Library
     inode: Inode
     path: Path
     name: str
@@ -122,24 +95,24 @@ def opened(copy: Copy) -> Iterator[int]:
         os.close(fd)
 
 
-def targets(fd: int, name: str) -> list[Target]:
-    """Return where to probe an open library, in the order of :data:`FUNCTIONS`; what it lacks is left out.
+def targets(fd: int, name: str, exports: Exports) -> list[Target]:
+    """Return where to probe an open library, in the order of ``exports``; what it lacks is left out.
 
     :param name: how errors call it.
-    :raises ZernelError: when it is no library, or lacks one of :data:`NEEDED`.
+    :raises ZernelError: when it is no library, or lacks a function that is needed.
     """
     library = SharedLibrary(fd, name)
-    offsets = library.functions(FUNCTIONS)
-    missing = [function for function in NEEDED if function not in offsets]
+    offsets = library.functions(exports.functions)
+    missing = [function for function in exports.needed if function not in offsets]
     if missing:
         raise fail(
-            "not-libcuda",
+            "library-exports",
             f"it does not export {', '.join(missing)}",
             subject=name,
             suggestion="Check that the file is the library its name says; reinstall its package",
         )
     found = []
-    for function in FUNCTIONS:
+    for function in exports.functions:
         if function in offsets:
             offset = offsets[function]
             past = bool(_THUNK.match(library.read(offset, _THUNK_BYTES)))
@@ -147,11 +120,12 @@ def targets(fd: int, name: str) -> list[Target]:
     return found
 
 
-def installed(root: Path = Path("/")) -> list[Copy]:
-    """Return the libraries that the host's own loader would find, each inode once."""
+def installed(library: Library, root: Path = Path("/")) -> list[Copy]:
+    """Return the copies that the host's own loader would find, each inode once."""
     copies: dict[Inode, Copy] = {}
-    for path in (*loader_cache(root, SONAME), *(f"/{directory}/libcuda.so.1" for directory in _DIRECTORIES)):
-        copy = _copy(root / path.lstrip("/"), path)
+    usual = (f"/{directory}/{library.soname}" for directory in library.directories)
+    for path in (*loader_cache(root, library.soname), *usual):
+        copy = _copy(library, root / path.lstrip("/"), path)
         if copy:
             copies.setdefault(copy.inode, copy)
     return list(copies.values())
@@ -163,7 +137,7 @@ def with_installed(found: dict[Inode, Copy], root: Path = Path("/")) -> dict[Ino
     The host's own come first, so that the copies that a user makes cannot take all the room there is. They
     go by their own path, which stays when the process that uses it ends.
     """
-    own = {copy.inode: copy for copy in installed(root)}
+    own = {copy.inode: copy for library in LIBRARIES for copy in installed(library, root)}
     return own | {inode: copy for inode, copy in found.items() if inode not in own}
 
 
@@ -199,18 +173,18 @@ class ProcessScan:
 
     def _copies_of(self, pid: int) -> Iterator[Copy]:
         seen: set[tuple[str, str]] = set()
-        for span, device, number, name in mapped(self._proc / str(pid)):
+        for library, span, device, number, name in mapped(self._proc / str(pid)):
             if (device, number) in seen:
                 continue
             seen.add((device, number))
             # map_files opens the very inode: right in any mount namespace, and for a deleted file.
-            copy = _copy(self._proc / str(pid) / "map_files" / span, f"{name} of process {pid}")
+            copy = _copy(library, self._proc / str(pid) / "map_files" / span, f"{name} of process {pid}")
             if copy:
                 yield copy
 
 
-def mapped(process: Path) -> Iterator[tuple[str, str, str, str]]:
-    """Yield (address range, device, inode number, path) of each libcuda mapping of /proc/PID.
+def mapped(process: Path) -> Iterator[tuple[Library, str, str, str, str]]:
+    """Yield (library, address range, device, inode number, path) of each mapping in /proc/PID of one.
 
     Nothing when the process is gone, or is another user's and this one may not look.
     """
@@ -219,28 +193,31 @@ def mapped(process: Path) -> Iterator[tuple[str, str, str, str]]:
             data = stream.read(MAX_MAPS_BYTES)
     except OSError:
         return
-    if b"libcuda.so" not in data:
+    # Most processes map none of them.
+    libraries = [library for library in LIBRARIES if library.stem.encode() in data]
+    if not libraries:
         return
     for line in data.split(b"\n"):
         # 7f00-7f01 r--p 00000000 fd:00 123  /usr/lib/x86_64-linux-gnu/libcuda.so.535.261.03
         fields = line.split(None, 5)
-        if len(fields) == 6 and b"libcuda.so" in fields[5]:
-            span, _, _, device, number, path = (os.fsdecode(field) for field in fields)
-            path = path.removesuffix(_DELETED)
-            if _NAME.match(path.rpartition("/")[2]):
-                # maps pads addresses with zeros, names in map_files do not.
-                start, _, end = span.partition("-")
-                yield f"{int(start, 16):x}-{int(end, 16):x}", device, number, path
+        for library in libraries:
+            if len(fields) == 6 and library.stem.encode() in fields[5]:
+                span, _, _, device, number, path = (os.fsdecode(field) for field in fields)
+                path = path.removesuffix(_DELETED)
+                if library.names.match(path.rpartition("/")[2]):
+                    # maps pads addresses with zeros, names in map_files do not.
+                    start, _, end = span.partition("-")
+                    yield library, f"{int(start, 16):x}-{int(end, 16):x}", device, number, path
 
 
-def _copy(path: Path, name: str) -> Copy | None:
+def _copy(library: Library, path: Path, name: str) -> Copy | None:
     try:
         found = path.stat()
     except OSError:
         return None
     if not stat.S_ISREG(found.st_mode):
         return None
-    return Copy(Inode(found.st_dev, found.st_ino), path, name)
+    return Copy(library, Inode(found.st_dev, found.st_ino), path, name)
 
 
 def loader_cache(root: Path, soname: str) -> list[str]:
@@ -268,11 +245,11 @@ def cached_paths(data: bytes, soname: str) -> list[str]:
     return paths
 
 
-def usable(copy: Copy) -> tuple[list[Target], str | None]:
-    """Return the targets of ``copy``, and None or the reason why it cannot be probed."""
+def usable(copy: Copy, exports: Exports) -> tuple[list[Target], str | None]:
+    """Return the targets in ``copy``, and None or the reason why it cannot be probed."""
     try:
         with opened(copy) as fd:
-            return targets(fd, copy.name), None
+            return targets(fd, copy.name, exports), None
     except (ZernelError, OSError) as error:
         return [], reason(error)
 

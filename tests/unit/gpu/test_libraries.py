@@ -13,7 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zernel.gpu import libcuda
+from cuda_stub import build_nccl, copy_of
+from zernel.gpu import libraries
+from zernel.gpu.functions import (
+    COLLECTIVES,
+    LIBCUDA,
+    LIBNCCL,
+    LIBRARIES,
+    MEMORY,
+    WORK,
+    Exports,
+    Library,
+)
 
 
 def cache(*paths: tuple[str, str]) -> bytes:
@@ -46,7 +57,7 @@ def test_the_loaders_cache_and_the_usual_directories_are_looked_at(root: Path, t
     place(thunked, root / "usr/lib64/libcuda.so.1")
     data = cache(("libc.so.6", "/usr/lib/libc.so.6"), ("libcuda.so.1", "/opt/driver/libcuda.so.1"))
     (root / "etc/ld.so.cache").write_bytes(data)
-    assert [copy.name for copy in libcuda.installed(root)] == [
+    assert [copy.name for copy in libraries.installed(LIBCUDA, root)] == [
         "/opt/driver/libcuda.so.1",
         "/usr/lib64/libcuda.so.1",
     ]
@@ -54,7 +65,7 @@ def test_the_loaders_cache_and_the_usual_directories_are_looked_at(root: Path, t
 
 def test_the_real_cache_of_this_machine_is_understood() -> None:
     """libc is in every cache; the same code reads libcuda's entry."""
-    found = list(libcuda.loader_cache(Path("/"), "libc.so.6"))
+    found = list(libraries.loader_cache(Path("/"), "libc.so.6"))
     assert any(Path(path).exists() for path in found)
 
 
@@ -63,24 +74,26 @@ def test_two_names_of_one_file_are_one_library(root: Path, thunked: Path) -> Non
     for name in ("usr/lib/x86_64-linux-gnu/libcuda.so.1", "usr/lib64/libcuda.so.1"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).symlink_to(root / "usr/lib/x86_64-linux-gnu/libcuda.so.535.1")
-    assert len(libcuda.installed(root)) == 1
+    assert len(libraries.installed(LIBCUDA, root)) == 1
 
 
 @given(st.binary(max_size=300))
 def test_a_damaged_cache_gives_nothing_but_paths(data: bytes) -> None:
     for content in (data, b"glibc-ld.so.cache1.1" + data):
-        assert all(isinstance(path, str) for path in libcuda.cached_paths(content, "libcuda.so.1"))
+        assert all(isinstance(path, str) for path in libraries.cached_paths(content, "libcuda.so.1"))
 
 
-def test_nothing_installed_is_no_error(root: Path) -> None:
-    assert libcuda.installed(root) == []
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_nothing_installed_is_no_error(root: Path, library: Library) -> None:
+    assert libraries.installed(library, root) == []
 
 
-def test_a_thunk_is_probed_past_its_compare(thunked: Path, plain: Path) -> None:
+@pytest.mark.parametrize("exports", [MEMORY, WORK])
+def test_a_thunk_is_probed_past_its_compare(thunked: Path, plain: Path, exports: Exports) -> None:
     for library, past in ((thunked, True), (plain, False)):
-        found, why = libcuda.usable(copy_of(library))
+        found, why = libraries.usable(copy_of(library), exports)
         assert why is None
-        assert [target.function for target in found] == list(libcuda.FUNCTIONS)
+        assert [target.function for target in found] == list(exports.functions)
         assert {target.past_compare for target in found} == {past}
         data = library.read_bytes()
         for target in found:
@@ -92,15 +105,10 @@ def test_a_thunk_is_probed_past_its_compare(thunked: Path, plain: Path) -> None:
             )
 
 
-def copy_of(path: Path) -> libcuda.Copy:
-    status = path.stat()
-    return libcuda.Copy(libcuda.Inode(status.st_dev, status.st_ino), path, str(path))
-
-
 def test_a_library_without_the_two_functions_is_told_apart(tmp_path: Path) -> None:
-    libc = next(Path(path) for path in libcuda.loader_cache(Path("/"), "libc.so.6") if Path(path).exists())
+    libc = next(Path(path) for path in libraries.loader_cache(Path("/"), "libc.so.6") if Path(path).exists())
     shutil.copy(libc, tmp_path / "libcuda.so.1")
-    assert libcuda.usable(copy_of(tmp_path / "libcuda.so.1")) == (
+    assert libraries.usable(copy_of(tmp_path / "libcuda.so.1"), MEMORY) == (
         [],
         "it does not export cuMemAlloc_v2, cuMemFree_v2",
     )
@@ -110,7 +118,7 @@ def test_a_library_that_vanished_is_told_apart(tmp_path: Path, thunked: Path) ->
     shutil.copy(thunked, tmp_path / "libcuda.so.1")
     copy = copy_of(tmp_path / "libcuda.so.1")
     copy.path.unlink()
-    assert libcuda.usable(copy) == ([], "No such file or directory")
+    assert libraries.usable(copy, MEMORY) == ([], "No such file or directory")
 
 
 def test_a_file_that_took_its_place_is_not_taken_for_it(tmp_path: Path, thunked: Path, plain: Path) -> None:
@@ -121,7 +129,7 @@ def test_a_file_that_took_its_place_is_not_taken_for_it(tmp_path: Path, thunked:
         copy = copy_of(path)
         path.rename(tmp_path / "old")
         replacement(path)
-        assert libcuda.usable(copy) == ([], "another file has taken its place since it was found")
+        assert libraries.usable(copy, MEMORY) == ([], "another file has taken its place since it was found")
         path.unlink()
 
 
@@ -130,18 +138,41 @@ def test_the_hosts_own_libraries_come_before_those_of_processes(
 ) -> None:
     place(thunked, root / "usr/lib64/libcuda.so.1")
     own = copy_of(root / "usr/lib64/libcuda.so.1")
-    of_a_process = libcuda.Copy(own.inode, Path("/proc/7/map_files/0-1000"), "used by process 7")
+    of_a_process = libraries.Copy(LIBCUDA, own.inode, Path("/proc/7/map_files/0-1000"), "used by process 7")
     found = {copy_of(plain).inode: copy_of(plain), own.inode: of_a_process}
-    ordered = libcuda.with_installed(found, root)
+    ordered = libraries.with_installed(found, root)
     assert [copy.name for copy in ordered.values()] == ["/usr/lib64/libcuda.so.1", str(plain)]
     assert list(ordered) == [own.inode, copy_of(plain).inode]
 
 
+def test_libraries_of_each_kind_are_found(root: Path, thunked: Path, tmp_path: Path) -> None:
+    place(thunked, root / "usr/lib64/libcuda.so.1")
+    place(build_nccl(tmp_path / "built"), root / "usr/lib/libnccl.so.2")
+    found = libraries.with_installed({}, root).values()
+    assert {copy.name: copy.library for copy in found} == {
+        "/usr/lib64/libcuda.so.1": LIBCUDA,
+        "/usr/lib/libnccl.so.2": LIBNCCL,
+    }
+    exports = {copy.library: WORK if copy.library is LIBCUDA else COLLECTIVES for copy in found}
+    for copy in found:
+        targets, why = libraries.usable(copy, exports[copy.library])
+        assert why is None
+        assert [target.function for target in targets] == list(exports[copy.library].functions)
+
+
 @pytest.mark.root
-def test_a_mapping_of_this_process_is_found(tmp_path: Path, thunked: Path) -> None:
-    library = tmp_path / "with space" / "libcuda.so.535.261.03"
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("libcuda.so.535.261.03", LIBCUDA),
+        ("libnccl.so.2", LIBNCCL),
+        ("libnccl.so.2.21.5+cuda12.4", LIBNCCL),
+    ],
+)
+def test_a_mapping_of_this_process_is_found(tmp_path: Path, thunked: Path, name: str, kind: Library) -> None:
+    library = tmp_path / "with space" / name
     place(thunked, library)
-    scan = libcuda.ProcessScan()
+    scan = libraries.ProcessScan()
     with library.open("rb") as stream, mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ):
         scan.start()
         found = scan.step(60)
@@ -153,15 +184,22 @@ def test_a_mapping_of_this_process_is_found(tmp_path: Path, thunked: Path) -> No
         scan.start()
         found = scan.step(60)
         assert found is not None
-        copy = found[libcuda.Inode(status.st_dev, status.st_ino)]
+        copy = found[libraries.Inode(status.st_dev, status.st_ino)]
+        assert copy.library is kind
         assert copy.path.read_bytes() == thunked.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["libcuda.so.1.bak", "notlibcuda.so.1", "libcudart.so.12", "libcuda.so.x"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("libcuda.so.1.bak", "notlibcuda.so.1", "libcudart.so.12", "libcuda.so.x"),
+        *("libnccl-net.so", "xlibnccl.so.2"),
+    ],
+)
 def test_other_names_are_not_taken_for_it(tmp_path: Path, thunked: Path, name: str) -> None:
     place(thunked, tmp_path / name)
     with (tmp_path / name).open("rb") as stream, mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ):
-        scan = libcuda.ProcessScan()
+        scan = libraries.ProcessScan()
         scan.start()
         found = scan.step(60)
     assert found is not None
@@ -169,7 +207,7 @@ def test_other_names_are_not_taken_for_it(tmp_path: Path, thunked: Path, name: s
 
 
 def test_a_round_goes_on_where_its_time_ended() -> None:
-    scan = libcuda.ProcessScan()
+    scan = libraries.ProcessScan()
     scan.start()
     steps = 1
     while scan.step(0) is None:
@@ -181,4 +219,4 @@ def test_a_round_goes_on_where_its_time_ended() -> None:
 def test_a_pipe_of_that_name_is_left_alone(root: Path) -> None:
     (root / "usr/lib64").mkdir(parents=True)
     os.mkfifo(root / "usr/lib64/libcuda.so.1")
-    assert libcuda.installed(root) == []
+    assert libraries.installed(LIBCUDA, root) == []
