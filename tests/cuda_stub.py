@@ -35,7 +35,8 @@ def build_nccl(directory: Path, name: str = "libnccl.so.2") -> Path:
 
 def _build_shared(source: Path, output: Path, *, plain: bool = False) -> Path:
     flags = ["-DPLAIN_EXPORTS"] if plain else []
-    command = [*_GCC, *flags, "-shared", "-fPIC", f"-Wl,-soname,{output.name}", "-o", output, source]
+    soname = f"-Wl,-soname,{output.name}"
+    command = [*_GCC, *flags, "-shared", "-fPIC", soname, "-o", str(output), str(source)]
     subprocess.run(command, check=True)
     return output
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Unpacks a package of Debian's contrib or non-free from the mirror that this machine is set up with.
+"""Unpacks a package of Debian, non-free ones too, from the mirror that this machine is set up with.
 
 The machine's own sources and package lists stay as they are: apt gets directories of its own.
 """
@@ -24,7 +24,8 @@ def unpacked(package: str) -> Path:
         (state / part).mkdir(parents=True, exist_ok=True)
     uri, suite = _mirror()
     (state / "sources/nonfree.sources").write_text(
-        f"Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: contrib non-free\nSigned-By: {_KEYRING}\n"
+        f"Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main contrib non-free\n"
+        f"Signed-By: {_KEYRING}\n"
     )
     directory.mkdir(parents=True, exist_ok=True)
     _apt(state, directory, "update")

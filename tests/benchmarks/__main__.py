@@ -1,24 +1,38 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``make bench [ONLY=startup]``: measure and print the table; exit 1 when a limit is missed."""
+"""``make bench [ONLY=scheduler:training]``: measure and print the table; exit 1 when a limit is missed.
+
+``ONLY`` takes groups, and parts of the group that takes longest.
+"""
 
 from __future__ import annotations
 
 import argparse
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 
-from benchmarks import instances, provisioning, startup
+from benchmarks import instances, provisioning, scheduler, startup
 from benchmarks.figures import Figure, table
 from testbed import TestbedError
 from testbed.tools import unwind_when_ended
 
-GROUPS = {"startup": startup.measure, "instances": instances.measure, "provisioning": provisioning.measure}
+GROUPS: dict[str, Callable[[], Iterator[Figure]]] = {
+    "startup": startup.measure,
+    "instances": instances.measure,
+    "provisioning": provisioning.measure,
+    "scheduler": scheduler.measure,
+}
+# A part of the tests that a benchmark builds on asserts.
+_FAILURES = (TestbedError, OSError, subprocess.SubprocessError, ValueError, RuntimeError, AssertionError)
+PARTS = {f"scheduler:{part}": partial(scheduler.measure, [part]) for part in scheduler.PARTS}
 
 
 def main() -> int:
     """Measure the groups asked for, all by default."""
     parser = argparse.ArgumentParser(description="Measure the figures that Zernel promises.")
-    parser.add_argument("group", nargs="*", choices=[[], *GROUPS], default=[], help=", ".join(GROUPS))
+    known = GROUPS | PARTS
+    parser.add_argument("group", nargs="*", choices=[[], *known], default=[], help=", ".join(known))
     groups = parser.parse_args().group or GROUPS
     unwind_when_ended()
     figures: list[Figure] = []
@@ -26,10 +40,10 @@ def main() -> int:
     for group in groups:
         print(f"measuring: {group}", flush=True)
         try:
-            for figure in GROUPS[group]():
+            for figure in known[group]():
                 # What was measured before a failure took minutes: it is shown.
                 figures.append(figure)
-        except (TestbedError, OSError, subprocess.SubprocessError, ValueError, RuntimeError) as error:
+        except _FAILURES as error:
             words = error.render() if isinstance(error, TestbedError) else f"ERROR: bench: {group}: {error}"
             print(words, file=sys.stderr, flush=True)
             failed = True

@@ -16,27 +16,33 @@ REPO = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One row: what was measured, the value with its unit, the limit, and how to measure it again."""
+    """One row: what was measured, the value with its unit, the limit, and how to measure it again.
+
+    ``limit`` is the most that the value may be; with ``at_least``, the least.
+    """
 
     name: str
     value: float
     unit: str
     limit: float | None
     detail: str = ""
+    at_least: bool = False
 
     @property
     def verdict(self) -> str:
         """Return "met" or "MISSED"; a figure without a limit is recorded only."""
         if self.limit is None:
             return "-"
-        return "met" if self.value <= self.limit else "MISSED"
+        met = self.value >= self.limit if self.at_least else self.value <= self.limit
+        return "met" if met else "MISSED"
 
 
 def table(figures: Sequence[Figure]) -> str:
     """Return the figures as an aligned text table."""
     rows = [("figure", "measured", "limit", "", "detail")]
     for figure in figures:
-        limit = "-" if figure.limit is None else f"<= {figure.limit:g} {figure.unit}"
+        sign = ">=" if figure.at_least else "<="
+        limit = "-" if figure.limit is None else f"{sign} {figure.limit:g} {figure.unit}"
         rows.append((figure.name, f"{figure.value:.3g} {figure.unit}", limit, figure.verdict, figure.detail))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     return "\n".join(

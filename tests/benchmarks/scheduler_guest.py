@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The guest in which the scheduler is measured: two CPUs, the agent, and programs that give them work."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.request import urlopen
+
+from c_build import build_program
+from cuda_stub import build_library, build_nccl
+from debian_packages import unpacked
+from guest.scheduler_host import HERE, Host
+from testbed import Guest, GuestSpec, image
+
+PROGRAMS = "/root/bench"
+CPUS = 2
+# 64,000 threads take some 20 KiB each.
+MEMORY_MIB = 4096
+RUN_TIMEOUT = 180.0
+_LAUNCHED = 'zernel_scheduler_wakeup_delay_seconds_count{role="launcher"}'
+_DATA = "/var/tmp/dataset"
+_ACTIVITY = "/sys/fs/bpf/zernel/gpu_activity"
+
+# What an interpreter does most: objects, dictionaries, strings.
+_WORK = """
+import time
+best = 1e9
+for _ in range(3):
+    began = time.process_time()
+    table = {}
+    for n in range(100000):
+        table[n % 1000] = (n, str(n), [n] * 3)
+    best = min(best, time.process_time() - began)
+print(best)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """One run of training.c: see there. Times in milliseconds; ``hogs`` in rounds per second."""
+
+    steps_ms: list[float]
+    waits_ms: list[float]
+    cpu: float
+    hogs: float
+
+
+@dataclass
+class Bench:
+    """A guest with what is to be measured. Also a :class:`zernel.scheduler.ab.Switch`."""
+
+    host: Host
+    _slowness: float | None = field(default=None)
+
+    @property
+    def guest(self) -> Guest:
+        return self.host.guest
+
+    def use(self, ours: bool) -> None:
+        if self.ours() != ours:
+            self.guest.run(f"systemctl {'start' if ours else 'stop'} zernel-scheduler")
+
+    def ours(self) -> bool:
+        return self.host.state() == "enabled"
+
+    def program(self, name: str, *arguments: object, timeout: float = RUN_TIMEOUT, **environment: int) -> str:
+        """Run one of the programs and return what it printed."""
+        words = [f"{PROGRAMS}/{name}", *map(str, arguments)]
+        settings = [f"{key}={value}" for key, value in environment.items()]
+        return self.guest.run(shlex.join(["env", *settings, *words]), timeout=timeout).stdout
+
+    def training(self, sync_us: int, **settings: object) -> Loop:
+        """Run the training loop, whose waits for the GPU sleep that long."""
+        report = json.loads(self.program("training", *training_words(**settings), STUB_CUDA_SYNC_US=sync_us))
+        if self.ours() and not self.metrics().get(_LAUNCHED):
+            # Something else would be measured than what the figure says.
+            raise RuntimeError("no thread was taken for one that launches GPU work")
+        return loop(report)
+
+    def metrics(self) -> dict[str, float]:
+        """Return the scheduler's metrics."""
+        with self.guest.forward(9093) as port:
+            return scrape(port)
+
+    def slowness(self) -> float:
+        """Return how many times longer Python takes in the guest than on this machine; 1 or so with KVM."""
+        if self._slowness is None:
+            there = float(self.guest.run(["python3", "-c", _WORK]).stdout)
+            here = subprocess.run(
+                ["/usr/bin/python3", "-c", _WORK], check=True, capture_output=True, text=True
+            ).stdout
+            self._slowness = there / float(here)
+        return self._slowness
+
+    def service_cpu(self, seconds: int) -> float:
+        """Return what part of a CPU the scheduler's service used in the next ``seconds``."""
+        show = "echo $(cut -d' ' -f1 /proc/uptime) $(systemctl show zernel-scheduler --value -p CPUUsageNSec)"
+        text = self.guest.run(f"{show}; sleep {seconds}; {show}", timeout=seconds + 60).stdout
+        before, after = ([float(word) for word in line.split()] for line in text.splitlines())
+        return (after[1] - before[1]) / 1e9 / (after[0] - before[0])
+
+    def service_rss(self) -> float:
+        """Return the resident memory of the scheduler's daemon, in MiB."""
+        status = self.guest.run(f"grep VmRSS: /proc/{self.host.show('MainPID')}/status").stdout
+        return int(status.split()[1]) / 1024
+
+    @contextmanager
+    def threads(self, processes: int, threads: int, active: int) -> Iterator[None]:
+        """Have so many processes with so many threads each, all asleep but one in ``active`` of them."""
+        unit = f"bench-threads-{processes}-{threads}"
+        options = {"Type": "forking", "TasksMax": "infinity", "TimeoutStartSec": 300, "KillSignal": "SIGKILL"}
+        self.start(unit, options, f"{PROGRAMS}/threads", processes, threads, active)
+        try:
+            yield
+        finally:
+            self.guest.run(f"systemctl stop {unit}", timeout=300)
+
+    def start(self, unit: str, properties: Mapping[str, object], *command: object) -> None:
+        """Start a command as a service of its own."""
+        words = [f"--property={name}={value}" for name, value in properties.items()]
+        self.guest.run(
+            ["systemd-run", "--quiet", "--collect", f"--unit={unit}", *words, *map(str, command)], timeout=400
+        )
+
+
+def training_words(**settings: object) -> list[str]:
+    """Return the arguments of training.c: its threads use the stubs and, if there are loaders, a data set."""
+    plain = {"cuda": f"{PROGRAMS}/libcuda.so.1", "data": _DATA, "activity": _ACTIVITY}
+    return [f"{name}={value}" for name, value in {**plain, **settings}.items()]
+
+
+def loop(report: Mapping[str, Any]) -> Loop:
+    """Return what training.c printed."""
+    steps, waits = ([value / 1000 for value in report[name]] for name in ("steps_us", "waits_us"))
+    if not steps:
+        raise RuntimeError("the training loop did not finish a step")
+    return Loop(steps, waits, float(report["cpu"]), float(report["hogs"]))
+
+
+def step_ms(run: Loop) -> float:
+    """Return how long a step took in the mean: what training's speed comes from."""
+    return statistics.fmean(run.steps_ms)
+
+
+def scrape(port: int) -> dict[str, float]:
+    """Return the metrics on a port of this machine's loopback."""
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        text = answer.read().decode()
+    lines = (line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#"))
+    return {name: float(value) for name, _, value in lines}
+
+
+@contextmanager
+def booted() -> Iterator[Bench]:
+    """Boot the guest, install the agent and bring the programs there."""
+    guest_image = image.ensure()
+    spec = GuestSpec(name="bench", cpus=CPUS, memory_mib=MEMORY_MIB)
+    with TemporaryDirectory(prefix="zernel-bench-") as directory:
+        programs = Path(directory)
+        for name in ("training", "pingpong", "threads"):
+            build_program(HERE / f"workloads/{name}.c", programs)
+        build_library(programs)
+        build_nccl(programs)
+        (programs / "hackbench").write_bytes((unpacked("rt-tests") / "usr/bin/hackbench").read_bytes())
+        for path in programs.iterdir():
+            path.chmod(0o755)
+        with Guest.boot(spec, image=guest_image) as guest:
+            bench = Bench(Host(guest))
+            guest.put(programs, PROGRAMS)
+            guest.run(f"dd if=/dev/urandom of={_DATA} bs=1M count=16 oflag=direct status=none")
+            # Once, so that the map is there in which the training loop notes its waits for the GPU.
+            bench.host.reset()
+            bench.use(True)
+            bench.use(False)
+            print(f"  {'KVM' if guest.kvm else 'emulated'}, {time.strftime('%H:%M:%S')}", file=sys.stderr)
+            yield bench
