@@ -19,7 +19,7 @@ from bpf_build import build_object
 pytestmark = pytest.mark.quiet
 
 PHASES = ("data_loading", "gpu_compute", "nccl_collective", "optimizer_step", "unknown")
-ROLES = ("launcher", "interactive")
+ROLES = ("interactive", "launcher")
 FLAT = {"priority": 0, "preemption": "standard", "latency_target_us": 0}
 HOGS = 4
 
@@ -27,7 +27,7 @@ HOGS = 4
 BASE: dict[str, dict[str, object]] = {
     "scheduler": {
         "slice_us": 20_000,
-        "priority_step_us": 3000,
+        "priority_step_us": 5000,
         "latency_budget_percent": 90,
         "preemptions_per_ms": 10,
         "short_burst_us": 50,
@@ -49,19 +49,22 @@ def text(changes: dict[str, dict[str, object]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plan(row: str = "optimizer_step", **changes: dict[str, object]) -> dict[str, Any]:
-    """Return a round of workloads/effects.py whose waker has this row of the policy table.
+def plan(name: str = "optimizer_step", /, **changes: dict[str, object]) -> dict[str, Any]:
+    """Return a round of workloads/effects.py whose waker has that row of the policy table.
 
-    The hogs have another row, which stays as it is. Words of ``changes`` are tables; ``row`` is that of the
-    waker.
+    The hogs have another row, which stays as it is. ``changes`` are by table; ``row`` is that of the waker.
     """
-    tables = {f"policy.{row}" if table == "row" else table: dict(keys) for table, keys in changes.items()}
-    other = "gpu_compute" if row != "gpu_compute" else "data_loading"
-    made = {"waker": row if row in PHASES else None, "hogs": [other] * HOGS, "gpu": row == "launcher"}
-    if row in ROLES:
+    tables = {f"policy.{name}" if table == "row" else table: dict(keys) for table, keys in changes.items()}
+    other = "gpu_compute" if name != "gpu_compute" else "data_loading"
+    if name in ROLES:
         # The waker's bursts of a millisecond are short ones then.
         tables.setdefault("scheduler", {})["short_burst_us"] = 10_000
-    return {**made, "settings": text(tables)}
+    return {
+        "waker": name if name in PHASES and name != "unknown" else None,
+        "hogs": [other] * HOGS,
+        "gpu": name == "launcher",
+        "settings": text(tables),
+    }
 
 
 def effects(host: Host, *rounds: dict[str, Any], probe: str = "") -> list[dict[str, Any]]:

@@ -42,7 +42,7 @@ CPUS = {0, 1}
 SLEEP_S = 0.005
 SETTLE_S = 0.4
 MEASURE_S = 1.0
-GPU_EVERY = 40  # wakes: a call makes the thread wait once more, and counts for a second
+GPU_EVERY_S = 0.3  # a call makes the thread wait once more, and counts for a second
 
 
 class Waker:
@@ -58,11 +58,12 @@ class Waker:
     def _run(self) -> None:
         os.sched_setaffinity(0, CPUS)
         account = os.open("/proc/self/schedstat", os.O_RDONLY)
-        before = waited(account)
+        before, called = waited(account), 0.0
         while True:
             time.sleep(SLEEP_S)
-            if self.gpu.value and self.wakes.value % GPU_EVERY == 0:
+            if self.gpu.value and time.monotonic() - called > GPU_EVERY_S:
                 os.sched_yield()
+                called = time.monotonic()
             end = time.thread_time() + self.burst_ms.value / 1000
             while time.thread_time() < end:
                 pass
