@@ -195,9 +195,10 @@ def test_processes_are_classified_as_often_as_the_settings_say(
 ) -> None:
     configured(host, phase_eval_interval_ms=interval_ms)
     before = host.maps.epochs
-    for _ in range(40):
-        host.tick(0.05)
-    assert host.maps.epochs - before == pytest.approx(times, abs=1)
+    for _ in range(200):
+        host.tick(0.01)
+    # What is due a moment after a tick waits for the next one.
+    assert 0.8 * times - 1 <= host.maps.epochs - before <= times
 
 
 @pytest.mark.parametrize("interval_ms", [50, 5000])
