@@ -16,7 +16,7 @@ import pytest
 
 from zernel.cli import main as program
 from zernel.errors import Problem, fail
-from zernel.scheduler import control
+from zernel.scheduler import control, realtime
 
 SYSTEMCTL = """#!/bin/sh
 # A service manager of one service, which turns the kernel's file like the real one.
@@ -352,6 +352,20 @@ def test_status_without_a_daemon_says_so_and_shows_the_rest(
     assert "run by 'scx_other'" in out
     assert "does not answer" in out
     assert "Connection refused" in out
+
+
+def test_status_names_real_time_threads_that_keep_cpus_busy(
+    host: FakeHost,
+    daemon: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hog = realtime.Hog(7, 8, "robot\n", "FIFO", 50, 3, 1.0)
+    monkeypatch.setattr(realtime, "hogs", lambda root: [hog])
+    out = run(capsys, "status")[1]
+    assert "real-time robot\\n (thread 8 of process 7, FIFO 50) uses 100% of CPU 3: no other" in out
+    data = json.loads(run(capsys, "status", "--format=json")[1])
+    assert [(one["tid"], one["cpu"], one["part"]) for one in data["realtime"]] == [(8, 3, 1.0)]
 
 
 def test_status_of_one_that_gave_up_says_so_first(

@@ -219,16 +219,33 @@ def test_memory_of_one_node_is_preferred_where_no_gpu_says_otherwise(host: Host)
 
 
 @pytest.mark.parametrize(
-    "numa",
-    [Numa(enabled=False), Numa(gpu_affinity=False, memory_affinity=False)],
-    ids=["off", "neither"],
+    ("numa", "nodes"),
+    [
+        (Numa(), {1: 1, 2: 1}),
+        (Numa(gpu_affinity=False), {2: 1}),
+        (Numa(memory_affinity=False), {1: 1}),
+        (Numa(gpu_affinity=False, memory_affinity=False), {}),
+        (Numa(enabled=False), {}),
+    ],
+    ids=["both", "memory", "gpu", "neither", "off"],
 )
-def test_affinities_can_be_switched_off(tmp_path: Path, numa: Numa) -> None:
+def test_each_affinity_can_be_switched_off(tmp_path: Path, numa: Numa, nodes: dict[int, int]) -> None:
+    """Process 1 holds a GPU of node 1; process 2 may use the memory of node 1 only."""
     host = Host(tmp_path, dataclasses.replace(SETTINGS, numa=numa))
-    process(tmp_path, 1, memory="1")
+    process(tmp_path, 2, memory="1")
     host.gpus({1: {1}}, {})
-    host.evaluate({1: activity()}, times=3)
-    assert host.maps.hints == {}
+    host.evaluate({1: activity(), 2: activity()}, times=3)
+    assert {pid: hint.node for pid, hint in host.maps.hints.items()} == nodes
+
+
+def test_what_is_short_for_a_launch_is_a_setting(tmp_path: Path) -> None:
+    phases = []
+    for short_burst_ns in (MS, 3 * MS):
+        host = Host(tmp_path, dataclasses.replace(SETTINGS, short_burst_ns=short_burst_ns))
+        host.gpus({7: {0}}, {7: 95.0})
+        host.evaluate({7: activity(burst_ns=2 * MS, run_ns=2 * MS)}, times=3)
+        phases.append(host.phase(7))
+    assert phases == [Phase.UNKNOWN, Phase.GPU_COMPUTE]
 
 
 def test_a_fork_storm_reads_little_of_proc(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

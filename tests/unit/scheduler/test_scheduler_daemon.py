@@ -24,7 +24,7 @@ from zernel import service
 from zernel.config import load
 from zernel.daemon import Settings
 from zernel.errors import ZernelError, fail
-from zernel.scheduler import daemon, loader
+from zernel.scheduler import daemon, loader, realtime
 from zernel.scheduler.config import Config
 from zernel.scheduler.kernel import EXIT_ERROR_STALL, EXIT_SYSRQ, EXIT_UNREG_KERN, Exit
 
@@ -211,6 +211,21 @@ def test_an_ejection_is_reported_with_the_kernels_words_and_tried_again(
     assert "zernel_scheduler_ejections_total 1.0" in text
     assert "zernel_scheduler_enabled 1.0" in text
     assert "zernel_scheduler_gave_up 0.0" in text
+
+
+def test_a_stall_names_the_real_time_threads_that_keep_cpus_busy(
+    host: Host,
+    running: Running,
+    pauses: list[int],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hog = realtime.Hog(7, 8, "robot\x1b", "FIFO", 50, 3, 1.0)
+    monkeypatch.setattr(realtime, "hogs", lambda: [hog])
+    host.loaded[0].ended = STALL
+    until(lambda: len(host.loaded) == 2, "it was not tried again")
+    words = "a real-time thread may be why: robot\\x1b (thread 8 of process 7, FIFO 50) uses 100% of CPU 3"
+    assert words in caplog.text
 
 
 def test_the_third_ejection_leaves_the_host_to_the_kernel_with_an_alert(

@@ -176,6 +176,58 @@ def test_figures_are_worked_out_anew_after_the_interval(host: Host) -> None:
     assert 'longest_wait_seconds{tenant="b"}' not in text
 
 
+def configured(host: Host, **general: int) -> None:
+    config = parse(Config, TENANTS)
+    telemetry = {"push_interval_ms": general.pop("push_interval_ms", 1000)}
+    host.engine.configure(
+        dataclasses.replace(
+            config,
+            general=dataclasses.replace(config.general, **general),
+            telemetry=dataclasses.replace(config.telemetry, **telemetry),
+        )
+    )
+    host.tick()
+
+
+@pytest.mark.parametrize(("interval_ms", "times"), [(100, 20), (500, 4), (5000, 0)])
+def test_processes_are_classified_as_often_as_the_settings_say(
+    host: Host, interval_ms: int, times: int
+) -> None:
+    configured(host, phase_eval_interval_ms=interval_ms)
+    before = host.maps.epochs
+    for _ in range(200):
+        host.tick(0.01)
+    # What is due a moment after a tick waits for the next one.
+    assert 0.8 * times - 1 <= host.maps.epochs - before <= times
+
+
+@pytest.mark.parametrize("interval_ms", [50, 5000])
+def test_tenants_follow_as_often_as_the_settings_say(host: Host, interval_ms: int) -> None:
+    configured(host, gpu_poll_interval_ms=interval_ms)
+    cgroup(host.root, "/a")
+    host.tick(0.06)
+    assert bool(host.maps.cgroups) == (interval_ms == 50)
+    host.tick(5.0)
+    assert host.maps.cgroups
+
+
+@pytest.mark.parametrize("interval_ms", [50, 60_000])
+def test_nvml_is_asked_as_often_as_the_settings_say(host: Host, interval_ms: int) -> None:
+    configured(host, gpu_poll_interval_ms=interval_ms)
+    # By the longer one it is asked no more, once what was under way is over.
+    patience = 10 if interval_ms == 50 else 0.5
+    asked = [host.nvml.asked.acquire(timeout=patience) for _ in range(30)]
+    assert all(asked) == (interval_ms == 50)
+
+
+@pytest.mark.parametrize("interval_ms", [100, 10_000])
+def test_figures_are_as_old_as_the_settings_say(host: Host, interval_ms: int) -> None:
+    configured(host, push_interval_ms=interval_ms)
+    host.maps.use = {1: Use(3.0, 0.0, 0.25)}
+    host.tick(0.2)
+    assert (host.engine.figures().tenants[1].use is None) == (interval_ms == 10_000)
+
+
 def test_wakeup_delays_are_a_histogram_by_role(host: Host) -> None:
     # 3 below 16 us, 5 from 64 to 128 us, 2 longer than a second.
     host.maps.delay = Delay(tuple({0: 3, 7: 5, 23: 2}.get(n, 0) for n in range(24)), 9.5)

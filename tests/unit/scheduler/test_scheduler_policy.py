@@ -54,14 +54,21 @@ def test_an_ejection_counts_for_the_window_only() -> None:
     assert ejections.record(1500) == 5
 
 
-@given(st.integers(1, 20), st.integers(1, 600), st.lists(st.floats(0, 10_000), min_size=1))
-def test_a_pause_is_given_exactly_below_the_limit(limit: int, backoff: int, times: list[float]) -> None:
-    safety = Safety(max_ejections=limit, backoff_s=backoff)
+@given(
+    st.integers(1, 20),
+    st.integers(1, 600),
+    st.integers(60, 2000),
+    st.lists(st.floats(0, 10_000), min_size=1),
+)
+def test_a_pause_is_given_exactly_below_the_limit(
+    limit: int, backoff: int, window: int, times: list[float]
+) -> None:
+    safety = Safety(max_ejections=limit, backoff_s=backoff, ejection_window_s=window)
     ejections = Ejections(safety)
     times.sort()
     for index, now in enumerate(times):
         pause = ejections.record(now)
-        recent = sum(now - then < safety.ejection_window_s for then in times[: index + 1])
+        recent = sum(now - then < window for then in times[: index + 1])
         assert (pause is None) == (recent >= limit)
         assert pause is None or pause == min(MAX_PAUSE_S, backoff * 2 ** (recent - 1))
 

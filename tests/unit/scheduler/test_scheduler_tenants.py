@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zernel.scheduler.tables import MultiTenant, PriorityClass, Tenant
+from zernel.scheduler.tables import CLASSES, MultiTenant, PriorityClass, Tenant
 from zernel.scheduler.tenants import Share, Shares, Tenants, cgroup_of
 
 
@@ -75,6 +75,15 @@ def test_a_fixed_weight_and_the_class_count(host: Host) -> None:
         round(1000 / 1.25**5),
         round(40 * 1.25**3),
     ]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_what_each_class_is_worth_is_a_setting(host: Host, name: str) -> None:
+    settings, one = MultiTenant(enabled=True), {"a": Tenant("/a", class_=name, weight=1000)}
+    for worth in (-7, 7):
+        classes = PriorityClass(**{name: worth})
+        part = Tenants(settings, classes, one, host.root).parts({})[1]
+        assert (part.priority, part.weight) == (worth, round(1000 * 1.25**worth))
 
 
 def test_the_default_tenant_keeps_its_floor_whatever_gpus_it_uses(host: Host) -> None:

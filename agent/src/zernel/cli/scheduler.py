@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import sys
 from typing import Any
@@ -160,6 +161,7 @@ def gather(host: control.Host) -> dict[str, Any]:
         "runs_tasks": "zernel" if of_kernel.ours else of_kernel.scheduler or "kernel",
         "kernel": {"state": of_kernel.state, "scheduler": of_kernel.scheduler},
         "service": {"active": service.active, "boot": service.boot, "says": service.says},
+        "realtime": [dataclasses.asdict(one) | {"says": str(one)} for one in host.realtime()],
         "daemon": daemon,
         "daemon_unavailable": why,
     }

@@ -27,6 +27,9 @@ def status_lines(data: dict[str, Any]) -> list[str]:
     ]
     if service["says"]:
         lines.append(f"          {service['says']}")
+    lines += [
+        f"real-time {one['says']}: no other scheduler's tasks run there meanwhile" for one in data["realtime"]
+    ]
     if daemon is None:
         return [*lines, f"daemon    {data['daemon_unavailable']}"]
     if daemon["off"]:

@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 
 from zernel.config import load
 from zernel.errors import Problem, ZernelError, fail
-from zernel.scheduler import kernel, support
+from zernel.scheduler import kernel, realtime, support
 from zernel.scheduler.config import DEFAULT_PATH, Config
 
 UNIT = "zernel-scheduler.service"
@@ -78,6 +78,10 @@ class Host:
             return Service(None, None, None)
         found = dict(line.partition("=")[::2] for line in done.splitlines())
         return Service(*(found.get(name) or None for name in names))
+
+    def realtime(self) -> list[realtime.Hog]:
+        """Return the real-time threads that keep CPUs to themselves."""
+        return realtime.hogs(self._root)
 
     def ask(self, page: str, **query: object) -> dict[str, Any]:
         """Return what the daemon answers.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from zernel import service
 from zernel.daemon import InUse, Program, Settings
-from zernel.errors import ZernelError
+from zernel.errors import ZernelError, harmless
 from zernel.scheduler.config import DEFAULT_PATH, Config, default_file
 from zernel.scheduler.ejection import Ejections
 
@@ -214,6 +214,8 @@ class Daemon:
         return self._in_use.line(fault, state, metrics)
 
     def _report(self, ended: Exit) -> None:
+        from zernel.scheduler import realtime
+
         self._status.ended(ended)
         level = logging.WARNING if ended.restart else logging.ERROR
         extra = {
@@ -224,6 +226,9 @@ class Daemon:
         log.log(level, "the kernel ended the scheduler (%s): %s", ended.cause, ended.sentence(), extra=extra)
         if ended.failed and ended.dump:
             log.error("the kernel's dump of the scheduler:\n%s", ended.dump, extra=extra)
+        if ended.stalled:
+            for hog in realtime.hogs():
+                log.error("a real-time thread may be why: %s", harmless(str(hog)), extra=extra)
 
     def _exit_status(self, ended: Exit) -> int:
         """Return 0 where a person asked for the end: systemd then does not start the service again."""

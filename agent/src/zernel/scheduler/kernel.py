@@ -54,6 +54,11 @@ class Exit:
         return self.kind >= EXIT_ERROR
 
     @property
+    def stalled(self) -> bool:
+        """Tell whether a task could run and was not run in time: by the scheduler, or for want of a CPU."""
+        return self.kind == EXIT_ERROR_STALL
+
+    @property
     def cause(self) -> str:
         """The kind, as a label and in words for people."""
         return _CAUSES.get(self.kind, f"kind {self.kind}")

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from zernel.scheduler.topology import cpu_list
@@ -43,11 +45,43 @@ def cpus_allowed(pid: int, root: Path = Path("/")) -> str | None:
 
 def threads(pid: int, root: Path = Path("/")) -> list[int]:
     """Return the ids of its threads, ascending."""
+    return _numbers(root / f"proc/{pid}/task")
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """A thread: ``policy`` is the number of its scheduling policy, ``priority`` its real-time one.
+
+    ``cpu`` is the CPU that it runs on, or ran on last; ``cpu_ticks`` the CPU time that it had, in ticks of
+    1/100 s.
+    """
+
+    pid: int
+    tid: int
+    state: str
+    cpu_ticks: int
+    cpu: int
+    priority: int
+    policy: int
+
+
+def thread(pid: int, tid: int, root: Path = Path("/")) -> Thread | None:
+    """Return a thread of a process; None if it is gone."""
+    fields = _read(root / f"proc/{pid}/task/{tid}/stat").rpartition(")")[2].split()
     try:
-        names = [entry.name for entry in (root / f"proc/{pid}/task").iterdir()]
-    except OSError:
-        return []
-    return sorted(int(name) for name in names if name.isdecimal())
+        ticks = int(fields[11]) + int(fields[12])
+        return Thread(pid, tid, fields[0], ticks, *(int(fields[place]) for place in (36, 37, 38)))
+    except (IndexError, ValueError):
+        return None
+
+
+def runnable(root: Path = Path("/")) -> Iterator[Thread]:
+    """Yield the threads of all processes that run, or wait for a CPU."""
+    for pid in _numbers(root / "proc"):
+        for tid in threads(pid, root):
+            found = thread(pid, tid, root)
+            if found is not None and found.state == "R":
+                yield found
 
 
 def _stat(pid: int, field: int, root: Path) -> int | None:
@@ -56,6 +90,15 @@ def _stat(pid: int, field: int, root: Path) -> int | None:
     fields = _read(root / f"proc/{pid}/stat").rpartition(")")[2].split()
     text = fields[field - 3] if len(fields) > field - 3 else ""
     return int(text) if text.isdecimal() else None
+
+
+def _numbers(directory: Path) -> list[int]:
+    """Return the entries whose names are numbers, ascending."""
+    try:
+        names = [entry.name for entry in directory.iterdir()]
+    except OSError:
+        return []
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def _status(pid: int, wanted: str, root: Path) -> str | None:
