@@ -59,9 +59,9 @@ def guest(guest_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield booted
 
 
-@pytest.fixture(scope="module", params=["debian", "6.12"])
+@pytest.fixture(scope="session", params=["debian", "6.12"])
 def any_host(request: pytest.FixtureRequest, guest_image: Image) -> Iterator[Host]:
-    """Each kernel in turn."""
+    """Each kernel in turn, booted once for all tests that any kernel is for."""
     if request.param == "debian":
         yield request.getfixturevalue("debian_host")
         return
@@ -70,7 +70,7 @@ def any_host(request: pytest.FixtureRequest, guest_image: Image) -> Iterator[Hos
         yield Host(guest)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def debian_host(guest: Guest) -> Iterator[Host]:
     """The shared guest: Debian's kernel, 4 CPUs on 2 NUMA nodes."""
     made = Host(guest)

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from agent_package import install
 from testbed import Guest
@@ -52,6 +55,25 @@ class Host:
         self.guest.run("journalctl --sync")
         return self.guest.run(words).stdout
 
+    def journal_entries(self) -> list[dict[str, Any]]:
+        """Return what the kernel and the service wrote since the last reset, field by field."""
+        words = ["journalctl", "-o", "json", f"--after-cursor={self._cursor}"]
+        self.guest.run("journalctl --sync")
+        text = self.guest.run(
+            [*words, "_TRANSPORT=kernel", "+", "_SYSTEMD_UNIT=zernel-scheduler.service"]
+        ).stdout
+        return [json.loads(line) for line in text.splitlines()]
+
+    @contextmanager
+    def background(self, name: str, command: str) -> Iterator[None]:
+        """Run a shell command, with all that it starts, as long as the block lasts."""
+        unit = f"test-{name}"
+        self.guest.run(["systemd-run", "-q", "--collect", f"--unit={unit}", "sh", "-c", command])
+        try:
+            yield
+        finally:
+            self.guest.run(f"systemctl kill -s KILL {unit}; systemctl stop {unit}", check=False)
+
     def metrics(self, port: int = 9093) -> dict[str, float]:
         fetch = (
             f"import urllib.request as u; print(u.urlopen('http://127.0.0.1:{port}/metrics').read().decode())"
@@ -60,9 +82,10 @@ class Host:
         lines = [line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#")]
         return {name: float(value) for name, _, value in lines}
 
-    def workload(self, name: str, *arguments: object, timeout: float = 240) -> str:
+    def workload(self, name: str, *arguments: object, timeout: float = 240, stdin: str | None = None) -> str:
         words = " ".join(map(str, arguments))
-        return self.guest.run(f"python3 /root/workloads/{name}.py {words}", timeout=timeout).stdout
+        command = f"python3 /root/workloads/{name}.py {words}"
+        return self.guest.run(command, timeout=timeout, stdin=stdin).stdout
 
     def allowed(self, seconds: float) -> float:
         """Return what ``seconds`` become when Python takes longer to start than in a guest left alone."""

@@ -8,13 +8,9 @@ may be emulated, on a machine that does other things.
 from __future__ import annotations
 
 import json
-import re
-from pathlib import Path
 
 import pytest
-from scheduler_host import DROP_IN, HERE, SETTINGS, Host
-
-from bpf_build import build_object
+from scheduler_host import SETTINGS, Host
 
 pytestmark = pytest.mark.quiet
 
@@ -41,7 +37,7 @@ def test_started_it_runs_the_tasks_and_counts_its_decisions(any_kernel: Host) ->
 
 def test_a_hard_mix_of_tasks_starves_nobody_and_is_not_ejected(any_kernel: Host) -> None:
     any_kernel.start()
-    done: dict[str, int] = json.loads(any_kernel.workload("churn", 20))
+    done: dict[str, int] = json.loads(any_kernel.workload("churn", 45))
     starved = [kind for kind, number in done.items() if number == 0]
     assert not starved, f"{done}\n{any_kernel.journal()}"
     assert any_kernel.state() == "enabled"
@@ -164,32 +160,6 @@ def test_a_taken_port_is_named_and_nothing_is_loaded(host: Host) -> None:
     assert done.returncode == 1
     assert "Port 9093 on 127.0.0.1 is already taken" in done.stderr
     assert host.guest.run("cat /sys/kernel/sched_ext/enable_seq").stdout == before
-
-
-def test_a_scheduler_that_forgets_tasks_is_ejected_and_the_reason_reported(
-    host: Host, tmp_path: Path
-) -> None:
-    host.guest.put(build_object(HERE / "objects/stall.bpf.c", tmp_path), "/root/stall.bpf.o")
-    # ProtectHome hides /root from the service.
-    host.guest.run("mkdir -p /opt/stall && mv /root/stall.bpf.o /opt/stall/sched.bpf.o")
-    host.settings("[scheduler]\nwatchdog_timeout_ms = 2000\n[safety]\nmax_ejections = 1\n")
-    host.guest.run(
-        f"mkdir -p {Path(DROP_IN).parent} && cat > {DROP_IN} && systemctl daemon-reload",
-        stdin="[Service]\nEnvironment=ZERNEL_BPF_DIR=/opt/stall\n",
-    )
-    host.guest.run("systemctl start --no-block zernel-scheduler", check=False)
-    host.guest.run("for i in 1 2 3 4 5 6 7 8; do timeout 20 sh -c 'while :; do :; done' & done; wait")
-    host.until(lambda: "STAYING on the kernel's own scheduler" in host.journal(), "it is not reported")
-    assert host.show("ActiveState") == "active"
-    assert "STAYING OFF until a reload" in host.show("StatusText")
-    assert host.state() == "disabled"
-    metrics = host.metrics()
-    assert metrics["zernel_scheduler_gave_up"] == metrics["zernel_scheduler_ejections_total"] == 1
-    assert metrics["zernel_scheduler_enabled"] == 0
-    journal = host.journal()
-    # The forgotten task may be the kernel's watchdog worker itself: then the tick notices that it is overdue.
-    noticed = r"runnable task stall: (.* failed to run for|watchdog failed to check in)"
-    assert re.search(noticed, journal), journal
 
 
 def test_starts_that_a_clean_stop_ended_do_not_count_against_the_limit(host: Host) -> None:

@@ -36,6 +36,8 @@ def test_it_tells_what_processes_do_and_takes_hints_only_while_they_hold(any_ker
     assert said["fresh"] == "gpu_compute"
     assert said["stale"] is None
     assert said["other"] is None
+    assert said["successor"] is None
+    assert said["successors_own"] == "gpu_compute"
     assert said["gone"]
     assert said["self"]
 
@@ -47,18 +49,43 @@ def test_processes_run_on_the_node_of_their_gpu_if_they_may(host: Host) -> None:
     assert barred == 0
 
 
+def roles(**changed: object) -> str:
+    """Return the text of a settings file. Emulated CPUs are slow: what is short there is longer here."""
+    scheduler = {"short_burst_us": changed.pop("short_burst_us", 2000)}
+    detection = {"nccl_detection_enabled": True, "optimizer_burst_max_ns": 20_000_000, **changed}
+    tables = {"scheduler": scheduler, "phase_detection": detection}
+    return "".join(
+        f"[{table}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
+        for table, keys in tables.items()
+    )
+
+
 def test_threads_that_work_with_a_gpu_are_known_by_what_the_probes_see(
     any_kernel: Host, tmp_path: Path
 ) -> None:
     probe = build_object(HERE / "objects/gpu_sync.bpf.c", tmp_path)
     any_kernel.guest.put(probe, "/root/gpu_sync.bpf.o")
-    said = json.loads(any_kernel.workload("gpu_threads", "/root/gpu_sync.bpf.o"))
-    assert said["working"] == {
+    texts = [
+        roles(),
+        roles(short_burst_us=50),
+        roles(optimizer_burst_max_ns=1_000_000),
+        roles(nccl_detection_enabled=False),
+        roles(io_wait_threshold=1.0),
+    ]
+    said = json.loads(any_kernel.workload("gpu_threads", "/root/gpu_sync.bpf.o", stdin=json.dumps(texts)))
+    normal, brief, shorter, blind, patient = said["working"]
+    assert normal == {
         "launcher": "launcher",
         "optimizer": "optimizer",
         "collective": "collective",
+        "loader": "loader",
         "bystander": "interactive",
     }
+    # Each threshold flipped, and the one role that follows from it.
+    assert (brief["launcher"], brief["bystander"]) == ("optimizer", "other"), said
+    assert shorter["optimizer"] != "optimizer", said
+    assert blind["collective"] != "collective", said
+    assert patient["loader"] != "loader", said
     assert said["sync"]
     # What was seen a while ago says nothing about now.
     assert not {"launcher", "optimizer", "collective"} & set(said["idle"].values()), said

@@ -1,26 +1,32 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which roles threads get that work with a GPU: ``python3 gpu_threads.py PROBE``.
+"""Which roles threads get under which settings: ``python3 gpu_threads.py PROBE``.
 
-PROBE is the object that stands for the probes; see gpu_sync.bpf.c. Loads the scheduler itself. Prints as JSON
-the role of each kind of thread, and the same once it has not worked with the GPU for a while.
+PROBE is the object that stands for the probes; see gpu_sync.bpf.c. Reads texts of settings files from
+standard input, as a JSON list, loads the scheduler with the first and applies the others one by one. Prints
+as JSON the role that each kind of thread had most of the time under each (``working``), and under the first
+one once the threads have not worked with the GPU for a while (``idle``).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import mmap
 import os
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from zernel.bpf import BpfObject
-from zernel.scheduler.config import Config, PhaseDetection
-from zernel.scheduler.loader import PINS, load_checked
+from zernel.config import parse
+from zernel.scheduler.config import Config
+from zernel.scheduler.loader import PINS, LoadedScheduler, load_checked
 
 working = True
+disk = os.open("/dev/vda", os.O_RDONLY | os.O_DIRECT)
+buffer = mmap.mmap(-1, 1 << 22)
 
 
 def spin(milliseconds: float) -> None:
@@ -33,6 +39,7 @@ def launcher() -> None:
     time.sleep(0.01)
     if working:
         os.sched_yield()
+    spin(0.5)
 
 
 def optimizer() -> None:
@@ -50,8 +57,13 @@ def collective() -> None:
         time.sleep(0.01)
 
 
+def loader() -> None:
+    os.preadv(disk, [buffer], 0)
+
+
 def bystander() -> None:
     time.sleep(0.01)
+    spin(0.5)
 
 
 def repeat(name: str, act: Callable[[], None], threads: dict[str, int]) -> None:
@@ -60,27 +72,40 @@ def repeat(name: str, act: Callable[[], None], threads: dict[str, int]) -> None:
         act()
 
 
+def roles(scheduler: LoadedScheduler, threads: dict[str, int]) -> dict[str, str | None]:
+    """Return the role that each thread has most of the time, once it had time to change."""
+    time.sleep(1)
+    looks: dict[str, Counter[str | None]] = {name: Counter() for name in threads}
+    for _ in range(20):
+        time.sleep(0.05)
+        for name, thread in threads.items():
+            task = scheduler.maps.task(thread)
+            looks[name][task.role if task else None] += 1
+    return {name: seen.most_common(1)[0][0] for name, seen in looks.items()}
+
+
 def main(probe: Path) -> None:
     global working
-    # Emulated CPUs are slow: what is short there is longer here.
-    detection = PhaseDetection(nccl_detection_enabled=True, optimizer_burst_max_ns=20_000_000)
-    config = dataclasses.replace(Config(), phase_detection=detection)
-    with load_checked(config) as scheduler, BpfObject.open(probe) as obj:
+    configs = [parse(Config, text) for text in json.load(sys.stdin)]
+    with load_checked(configs[0]) as scheduler, BpfObject.open(probe) as obj:
         obj.map("gpu_activity").set_pin_path(PINS / "gpu_activity")
         obj.load()
         for program in obj.programs():
             program.attach()
         threads: dict[str, int] = {}
-        for act in (launcher, optimizer, collective, bystander):
+        for act in (launcher, optimizer, collective, loader, bystander):
             threading.Thread(target=repeat, args=(act.__name__, act, threads), daemon=True).start()
+        time.sleep(1)
         report = []
-        for _ in range(2):
-            time.sleep(3)
-            found = {name: scheduler.maps.task(thread) for name, thread in threads.items()}
-            report.append({name: task.role if task else None for name, task in found.items()})
-            working = False
+        for config in configs:
+            scheduler.apply(config)
+            report.append(roles(scheduler, threads))
         seen = scheduler.maps.drain()[os.getpid()]
-    print(json.dumps({"working": report[0], "idle": report[1], "sync": seen.gpu_sync_ns is not None}))
+        scheduler.apply(configs[0])
+        working = False
+        time.sleep(1)
+        idle = roles(scheduler, threads)
+    print(json.dumps({"working": report, "idle": idle, "sync": seen.gpu_sync_ns is not None}))
     sys.stdout.flush()
     os._exit(0)
 

@@ -3,14 +3,17 @@
 
 Loads the scheduler itself. Prints as JSON what it said of three processes (a hog, one that sleeps, one that
 waits for storage), and how a hog was treated with a hint: a fresh one, a stale one, one for another process
-of its number.
+of its number; and how a process was treated that got the hog's number while its hint was fresh, and that then
+got one of its own.
 """
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -32,6 +35,42 @@ while True:
     os.preadv(disk, [buffer], 0)
 """
 LIFETIME_S = 1.0
+SYS_CLONE3 = 435
+
+
+class CloneArguments(ctypes.Structure):
+    """``struct clone_args`` of include/uapi/linux/sched.h."""
+
+    _fields_ = [
+        (name, ctypes.c_uint64)
+        for name in (
+            "flags",
+            "pidfd",
+            "child_tid",
+            "parent_tid",
+            "exit_signal",
+            "stack",
+            "stack_size",
+            "tls",
+            "set_tid",
+            "set_tid_size",
+            "cgroup",
+        )
+    ]
+
+
+def start_as(pid: int) -> None:
+    """Start a hog that has this process id."""
+    wanted = (ctypes.c_int * 1)(pid)
+    arguments = CloneArguments(
+        exit_signal=signal.SIGCHLD, set_tid=ctypes.addressof(wanted), set_tid_size=len(wanted)
+    )
+    libc = ctypes.CDLL(None, use_errno=True)
+    child = libc.syscall(SYS_CLONE3, ctypes.byref(arguments), ctypes.sizeof(arguments))
+    if child == 0:
+        # What the parent has open, the scheduler's link above all, is closed by that.
+        os.execv(sys.executable, [sys.executable, "-c", HOG])
+    assert child == pid, os.strerror(ctypes.get_errno())
 
 
 def start(program: str) -> subprocess.Popen[bytes]:
@@ -76,12 +115,27 @@ def main() -> None:
         report["stale"] = phase(maps, hog, LIFETIME_S)
         maps.set_hints({hog: Hint(start_ticks(hog) - 1, Phase.GPU_COMPUTE)})
         report["other"] = phase(maps, hog, LIFETIME_S / 2)
+        hint = Hint(start_ticks(hog), Phase.GPU_COMPUTE)
+        maps.set_hints({hog: hint})
+        dead = running.pop("hog")
+        dead.kill()
+        dead.wait()
+        start_as(hog)
+        # Nobody told the daemon yet: it keeps the dead process's hint fresh.
+        maps.set_hints({})
+        maps.set_hints({hog: hint})
+        report["successor"] = phase(maps, hog, LIFETIME_S / 2)
+        maps.set_hints({hog: Hint(start_ticks(hog), Phase.GPU_COMPUTE)})
+        report["successors_own"] = phase(maps, hog, LIFETIME_S / 2)
+        os.kill(hog, signal.SIGKILL)
+        os.waitpid(hog, 0)
         for process in running.values():
             process.kill()
             process.wait()
         time.sleep(0.5)
         maps.drain()
-        report["gone"] = maps.task(hog) is None and not any(p.pid in maps.drain() for p in running.values())
+        gone = {hog, *(process.pid for process in running.values())}
+        report["gone"] = maps.task(hog) is None and not gone & maps.drain().keys()
         report["self"] = maps.task(os.getpid()) is not None
     print(json.dumps(report))
 
