@@ -58,7 +58,7 @@ class Loop:
 
 @dataclass
 class Bench:
-    """A guest with what is to be measured. Also a :class:`zernel.scheduler.ab.Switch`."""
+    """A guest with what is to be measured: a :class:`benchmarks.turns.Machine`."""
 
     host: Host
     _slowness: float | None = field(default=None)
@@ -73,6 +73,10 @@ class Bench:
 
     def ours(self) -> bool:
         return self.host.state() == "enabled"
+
+    def kept_waiting(self) -> float:
+        threads = Path(f"/proc/{self.guest.process.pid}/task").glob("*/schedstat")
+        return sum(int(thread.read_text().split()[1]) for thread in threads) / 1e9
 
     def program(self, name: str, *arguments: object, timeout: float = RUN_TIMEOUT, **environment: int) -> str:
         """Run one of the programs and return what it printed."""

@@ -6,12 +6,23 @@ from __future__ import annotations
 import math
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from benchmarks.figures import Figure
 from zernel.scheduler.ab import Result, Switch
 
 ROUNDS = 5
+DISTURBED = 0.05
+"""A run is repeated, at most twice, if this machine kept the guest waiting for more than this part of it."""
+
+
+class Machine(Switch, Protocol):
+    """What runs both schedulers."""
+
+    def kept_waiting(self) -> float:
+        """Return for how long it was kept waiting for a CPU so far, in seconds."""
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -21,7 +32,10 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def in_turns(
-    switch: Switch, run: Callable[[], Mapping[str, float]], rounds: int = ROUNDS, lower_is_better: bool = True
+    machine: Machine,
+    run: Callable[[], Mapping[str, float]],
+    rounds: int = ROUNDS,
+    lower_is_better: bool = True,
 ) -> dict[str, Result]:
     """Run it ``rounds`` times under each scheduler, after one run that warms up; return what it measured.
 
@@ -33,9 +47,9 @@ def in_turns(
     rows: dict[bool, list[Mapping[str, float]]] = {False: [], True: []}
     for number in range(rounds):
         for ours in (False, True) if number % 2 == 0 else (True, False):
-            switch.use(ours)
-            row = run()
-            if switch.ours() != ours:
+            machine.use(ours)
+            row = _undisturbed(machine, run)
+            if machine.ours() != ours:
                 raise RuntimeError("the scheduler changed during a run: was it ejected?")
             rows[ours].append(row)
             text = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
@@ -48,6 +62,17 @@ def in_turns(
         name: Result(*_columns(name, rows[False], rows[True]), lower_is_better=lower_is_better)
         for name in rows[True][0]
     }
+
+
+def _undisturbed(machine: Machine, run: Callable[[], Mapping[str, float]]) -> Mapping[str, float]:
+    for _ in range(3):
+        began, waited = time.monotonic(), machine.kept_waiting()
+        row = run()
+        part = (machine.kept_waiting() - waited) / (time.monotonic() - began)
+        if part <= DISTURBED:
+            break
+        print(f"  this machine kept the guest waiting for {part:.0%} of a run", file=sys.stderr, flush=True)
+    return row
 
 
 def _columns(

@@ -80,8 +80,9 @@ def test_a_percentile_is_a_value_that_enough_others_do_not_exceed(
 class FakeSwitch:
     """Two schedulers, one twice as fast; the machine gets slower with each run."""
 
-    def __init__(self, ejects: bool = False) -> None:
-        self.now, self.ejects = False, ejects
+    def __init__(self, ejects: bool = False, disturbed: int = 0) -> None:
+        self.now, self.ejects, self.disturbed = False, ejects, disturbed
+        self.waited = 0.0
         self.runs: list[bool] = []
 
     def use(self, ours: bool) -> None:
@@ -90,7 +91,12 @@ class FakeSwitch:
     def ours(self) -> bool:
         return self.now
 
+    def kept_waiting(self) -> float:
+        return self.waited
+
     def run(self) -> dict[str, float]:
+        if len(self.runs) in range(1, 1 + self.disturbed):
+            self.waited += 1  # far longer than the run takes
         self.runs.append(self.now)
         slower = 1 + len(self.runs) / 1000
         took = (5 if self.now else 10) * slower
@@ -113,6 +119,14 @@ def test_a_scheduler_that_was_ejected_in_a_run_is_not_measured() -> None:
     switch = FakeSwitch(ejects=True)
     with pytest.raises(RuntimeError, match="the scheduler changed"):
         turns.in_turns(switch, switch.run)
+
+
+@pytest.mark.parametrize(("disturbed", "runs"), [(1, 4), (2, 5), (9, 7)])
+def test_a_run_that_this_machine_held_up_is_repeated_at_most_twice(disturbed: int, runs: int) -> None:
+    switch = FakeSwitch(disturbed=disturbed)
+    found = turns.in_turns(switch, switch.run, rounds=1)
+    assert len(switch.runs) == runs
+    assert len(found["took"].kernel) == 1
 
 
 def test_a_compared_figure_has_the_ratios_median_and_spread() -> None:
