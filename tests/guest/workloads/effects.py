@@ -33,8 +33,9 @@ from wakes import waited
 
 from zernel.bpf import BpfObject
 from zernel.config import parse
+from zernel.gpu import activity
 from zernel.scheduler.config import Config
-from zernel.scheduler.loader import PINS, LoadedScheduler, load_checked
+from zernel.scheduler.loader import LoadedScheduler, load_checked
 from zernel.scheduler.maps import Hint
 from zernel.scheduler.policy import Phase
 
@@ -122,7 +123,7 @@ def measure(
 @contextmanager
 def probing(path: Path) -> Iterator[None]:
     with BpfObject.open(path) as obj:
-        obj.map("gpu_activity").set_pin_path(PINS / "gpu_activity")
+        assert activity.share(obj) is None
         obj.load()
         for program in obj.programs():
             program.attach()
