@@ -81,4 +81,7 @@ def start_workload(guest: Guest) -> None:
         guest.put(built, "/opt/zernel-demo")
     # One of an earlier demo may have allocated before zerneld was started anew: that would not be counted.
     guest.run(f"systemctl stop {WORKLOAD_UNIT}", check=False)
+    # The workload waits until the probe is attached: to its own library, not to that of the one before.
+    attached = "curl -s 127.0.0.1:9091/metrics | grep -q 'probe_attached{probe=\"gpu_mem\"} 1'"
+    guest.run(f"for second in $(seq 60); do {attached} || break; sleep 1; done")
     guest.run(f"systemd-run --quiet --collect --unit={WORKLOAD_UNIT} /opt/zernel-demo/workload.sh")

@@ -323,6 +323,19 @@ def test_the_live_tree_can_be_validated_and_converted(empty: Host, tmp_path: Pat
 # -- the record ---------------------------------------------------------------------------------------------
 
 
+def test_without_a_record_nobody_is_told_to_delete_the_instances(host: Host) -> None:
+    host.ok("create", "web", "--cpus=4", "--memory=1GB")
+    path = record(host)
+    content = path.read_bytes()
+    path.unlink()
+    shown = host.refused("init", f"--input={EXAMPLES / 'minimal.dts'}", "--apply")
+    assert f"Suggestion: Put back {path}, which tells" in shown
+    path.write_bytes(content)
+    assert "Delete them first: zernel delete web" in host.refused(
+        "init", f"--input={EXAMPLES / 'minimal.dts'}", "--apply"
+    )
+
+
 @pytest.mark.parametrize("how", ["lost", "corrupt", "cut", "stale"])
 def test_without_a_record_that_agrees_only_the_pool_is_known(host: Host, how: str) -> None:
     path = record(host)

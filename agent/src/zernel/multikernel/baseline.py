@@ -55,11 +55,15 @@ def apply_baseline(fs: MultikernelFs, resources: Resources, *, dry_run: bool) ->
             return Applied(before, asked, False, wire.name, notes=settled.notes, before_complete=shown)
         names = fs.instance_names()
         if names:
+            recorded = inventory_record.path_in(directory_of(fs))
             raise fail(
                 "baseline-in-use",
                 "The baseline cannot be replaced while there are instances",
                 explanation=f"Instances: {', '.join(names)}",
-                suggestion=f"Delete them first: zernel delete {names[0]}",
+                suggestion=f"Delete them first: zernel delete {names[0]}"
+                if shown or not wire.places_memory
+                # Without it the CPUs of the pool have no ids that are known: there is no way back then.
+                else f"Put back {recorded}, which tells what the baseline was",
             )
         if wire.places_memory:
             _recorded(fs, resources)  # its problems are a dry run's, too
