@@ -15,7 +15,7 @@ from typing import Any
 from zernel import files
 from zernel.devicetree.allocations import check_name
 from zernel.devicetree.model import MAX_INSTANCE_ID
-from zernel.devicetree.reading import MAX_PROBLEMS, TooManyProblems
+from zernel.devicetree.reading import MAX_PROBLEMS, bounded
 from zernel.devicetree.units import RESOURCES
 from zernel.devicetree.validate import is_valid
 from zernel.errors import Location, Problem, ZernelError, fail, os_suggestion
@@ -95,7 +95,7 @@ def look_through(directory: Path) -> tuple[list[Declaration], list[Problem]]:
             found += reader.found
             problems += reader.problems
         if len(problems) > MAX_PROBLEMS:
-            return found, TooManyProblems(problems[:MAX_PROBLEMS]).problems
+            return found, bounded(problems)
         if len(found) > MAX_INSTANCES:
             raise fail(
                 "too-many-instances",

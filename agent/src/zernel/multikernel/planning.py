@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from zernel.devicetree.model import DeviceUse, Instance, Resources, System
-from zernel.devicetree.reading import MAX_PROBLEMS, TooManyProblems
+from zernel.devicetree.reading import bounded
 from zernel.devicetree.units import format_cpus, format_size
 from zernel.devicetree.validate import validate
 from zernel.errors import Problem, ZernelError, fail
@@ -364,8 +364,7 @@ def replacements(
 
 def refused(problems: list[Problem]) -> ZernelError:
     """Return the error of a change that cannot be; as nothing is replaced then, no warning says that."""
-    told = [problem for problem in problems if problem.code != "instance-replaced"]
-    return ZernelError(*(TooManyProblems(told[:MAX_PROBLEMS]).problems if len(told) > MAX_PROBLEMS else told))
+    return ZernelError(*bounded([problem for problem in problems if problem.code != "instance-replaced"]))
 
 
 def check_busy(statuses: dict[str, str], steps: list[Step]) -> list[Problem]:
