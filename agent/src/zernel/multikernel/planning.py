@@ -46,6 +46,12 @@ class Update(Record):
     memory_base: int | None = None
     id: int | None = None
 
+    def all_cpus(self, existing: Instance) -> tuple[int, ...] | None:
+        """Return the CPUs that there shall be; None where they are not named."""
+        if self.add_cpus or self.remove_cpus:
+            return tuple(sorted({*existing.cpus, *self.add_cpus}.difference(self.remove_cpus)))
+        return self.cpus
+
     def moves(self, existing: Instance) -> bool:
         """Say whether the instance shall be somewhere else than it was asked to be until now."""
         return any(
@@ -129,9 +135,10 @@ def plan(system: System, request: Request, root: Path = Path("/")) -> tuple[Inst
     name, size = request.name, request.memory_bytes
     wishes, count = request.wishes, request.cpu_count or 0
     cpus = choose(request.cpus, lambda: allocate.choose_cpus(resources, layout, count, name, wishes), ())
+    no_cpus = request.cpus is None and not cpus
     no_memory = len(problems)
     base = choose(request.memory_base, lambda: allocate.choose_memory(system, size, name, wishes, cpus), 0)
-    left_out = ["cpu-none" if not cpus else "", "memory-" if len(problems) > no_memory else ""]
+    left_out = ["cpu-none" if no_cpus else "", "memory-" if len(problems) > no_memory else ""]
     number = choose(request.id, lambda: allocate.choose_id(system, name), 0)
     instance = Instance(
         name,
@@ -258,34 +265,19 @@ def update(
     Where it shall be somewhere else, what is left open is chosen anew: it keeps its name, its id, and how
     much it has.
     """
+    problems = _pointless_cpus(existing, wish)
     if wish.moves(existing):
-        return _moved(system, existing, wish, root)
+        after, found = _moved(system, existing, wish, root)
+        return after, problems + found
     topology = read_topology(system.resources, root)
     layout = Layout(system, topology)
-    problems: list[Problem] = []
-    cpus = existing.cpus if wish.cpus is None else wish.cpus
+    named = wish.all_cpus(existing)
+    cpus = existing.cpus if named is None else named
     if wish.cpu_count is not None:
         try:
             cpus = growth.resized(system, existing, wish.cpu_count, layout)
         except ZernelError as error:
             problems.extend(error.problems)
-    has, there, gone = set(existing.cpus), "the instance has it already", "the instance does not have it"
-    for option, wrong, why in (
-        ("--add-cpus", has.intersection(wish.add_cpus), there),
-        ("--remove-cpus", set(wish.remove_cpus) - has, gone),
-    ):
-        if wrong:
-            problems.append(
-                Problem(
-                    "cpu-not-changed",
-                    f"{option}: CPU {format_cpus(wrong)} makes no sense here: {why}",
-                    subject=existing.name,
-                    current_state=f"CPUs {format_cpus(existing.cpus)}",
-                    suggestion="Leave it out, or name with --cpus all CPUs that there shall be",
-                )
-            )
-    if wish.add_cpus or wish.remove_cpus:
-        cpus = tuple(sorted(has.union(wish.add_cpus).difference(wish.remove_cpus)))
     after = existing.but(
         cpus=cpus,
         memory_bytes=existing.memory_bytes if wish.memory_bytes is None else wish.memory_bytes,
@@ -294,22 +286,38 @@ def update(
         id=existing.id if wish.id is None else wish.id,
     )
     blocked = growth.check_growth(system, existing, after)
-    if blocked and check_in_place(existing, after, system.resources):
+    if blocked and wish.memory_base is None and check_in_place(existing, after, system.resources):
         after, blocked = growth.placed_anew(system, after)
     problems += blocked
     # What speaks against the growth in better words is not told twice.
     final = after.but(memory_bytes=existing.memory_bytes) if blocked else after
     others = tuple(final if one.name == existing.name else one for one in system.instances)
     problems += validate(System(system.resources, others))
-    if not set(after.cpus) <= has:
+    if not set(after.cpus) <= set(existing.cpus):
         problems += allocate.shared_cores(system.resources, system.instances, layout, after, topology)
     return after, problems
 
 
+def _pointless_cpus(existing: Instance, wish: Update) -> list[Problem]:
+    has, there, gone = set(existing.cpus), "the instance has it already", "the instance does not have it"
+    return [
+        Problem(
+            "cpu-not-changed",
+            f"{option}: CPU {format_cpus(wrong)} makes no sense here: {why}",
+            subject=existing.name,
+            current_state=f"CPUs {format_cpus(existing.cpus)}",
+            suggestion="Leave it out, or name with --cpus all CPUs that there shall be",
+        )
+        for option, wrong, why in (
+            ("--add-cpus", has.intersection(wish.add_cpus), there),
+            ("--remove-cpus", set(wish.remove_cpus) - has, gone),
+        )
+        if wrong
+    ]
+
+
 def _moved(system: System, existing: Instance, wish: Update, root: Path) -> tuple[Instance, list[Problem]]:
-    cpus = wish.cpus
-    if wish.add_cpus or wish.remove_cpus:
-        cpus = tuple(sorted({*existing.cpus, *wish.add_cpus}.difference(wish.remove_cpus)))
+    cpus = wish.all_cpus(existing)
     count = len(existing.cpus) if wish.cpu_count is None else wish.cpu_count
     request = Request(
         existing.name,
