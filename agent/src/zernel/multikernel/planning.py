@@ -16,6 +16,7 @@ from zernel.multikernel import allocate, growth
 from zernel.multikernel.changes import Step, check_in_place, kept, operations
 from zernel.multikernel.fs import LOADED, has_kernel
 from zernel.multikernel.placement import Layout
+from zernel.multikernel.wire import Wire
 from zernel.record import Record
 from zernel.topology import Topology, locate_devices
 from zernel.topology import read as read_topology
@@ -271,7 +272,7 @@ def update(
         return after, problems + found
     topology = read_topology(system.resources, root)
     layout = Layout(system, topology)
-    named = wish.all_cpus(existing)
+    has, named = set(existing.cpus), wish.all_cpus(existing)
     cpus = existing.cpus if named is None else named
     if wish.cpu_count is not None:
         try:
@@ -293,7 +294,7 @@ def update(
     final = after.but(memory_bytes=existing.memory_bytes) if blocked else after
     others = tuple(final if one.name == existing.name else one for one in system.instances)
     problems += validate(System(system.resources, others))
-    if not set(after.cpus) <= set(existing.cpus):
+    if not set(after.cpus) <= has:
         problems += allocate.shared_cores(system.resources, system.instances, layout, after, topology)
     return after, problems
 
@@ -340,6 +341,7 @@ def replacements(
     after: tuple[Instance, ...],
     resources: Resources,
     statuses: dict[str, str],
+    wire: Wire,
 ) -> tuple[frozenset[str], list[Problem]]:
     """Return which instances must be deleted and created anew, as no operation leads from one state to the
     other, and a problem for each: a warning, or an error where a kernel is loaded."""
@@ -347,8 +349,9 @@ def replacements(
     names, problems = set(), []
     for target in after:
         here = there.get(target.name)
-        reasons = check_in_place(here, target, resources) if here is not None else []
-        if not reasons:
+        wanted = wire.expected(target, here)  # a stand-in for the place of memory is no reason
+        why = check_in_place(here, wanted, resources) if here is not None and wanted is not None else []
+        if not why:
             continue
         names.add(target.name)
         status = statuses.get(target.name)
@@ -358,9 +361,7 @@ def replacements(
                 "instance-busy" if loaded else "instance-replaced",
                 f"The instance is {status}" if loaded else "The instance is deleted and created anew",
                 subject=target.name,
-                explanation=tuple(
-                    text for reason in reasons for text in (reason.category, *reason.explanation)
-                ),
+                explanation=tuple(why),
                 conflict="It would have to be deleted and created anew" if loaded else None,
                 suggestion=unload_first(target.name, status) if loaded else None,
                 note=None if loaded else "No kernel is loaded into it: nothing that runs is lost",

@@ -95,7 +95,7 @@ def reconcile(
             for one in declarations:
                 if one.name not in target.there and one.request.memory_base is not None:
                     target.add(one, [planning.place_not_chosen(one.name)])
-        replaced, why = planning.replacements(before, after, resources, current.statuses)
+        replaced, why = planning.replacements(before, after, resources, current.statuses, wire)
         problems += target.placed(why)
         if not is_valid(problems):
             raise planning.refused(problems)
