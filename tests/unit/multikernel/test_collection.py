@@ -198,9 +198,15 @@ class Role:
         boot.write_text(f"#!/bin/sh\n! test -e {self.kept} || zernel apply --directory={self.kept.parent}\n")
         boot.chmod(0o755)
 
-    def run(self, *instances: dict[str, Any], check: bool = False, ok: bool = True) -> str:
+    def run(
+        self,
+        *instances: dict[str, Any],
+        check: bool = False,
+        ok: bool = True,
+        baseline: str = "baseline.dts",
+    ) -> str:
         known = {
-            "_zernel_multikernel_baseline": str(EXAMPLES / "baseline.dts"),
+            "_zernel_multikernel_baseline": str(EXAMPLES / baseline),
             "_zernel_multikernel_declarations": str(self.kept),
             "_zernel_multikernel_host": {"hardware": {"multikernel": True}},
             "_zernel_multikernel_file": {"changed": False},
@@ -274,6 +280,16 @@ def test_a_kernel_that_cannot_be_loaded_does_not_keep_the_boot_from_what_is_decl
     assert len(host.instances()["web"]["cpus"]) == 6
     again = host.json("apply", f"--directory={last_act.kept.parent}")
     assert (again["status"], again["undeclared"]) == ("unchanged", [])
+
+
+def test_what_is_absent_is_not_in_the_way_of_another_baseline(host: Host, last_act: Role) -> None:
+    last_act.run({"name": "web", "cpus": "4-7", "memory": "2GB"})
+    absent = {"name": "web", "state": "absent"}
+    last_act.run(absent, check=True, baseline="minimal.dts")
+    assert set(host.instances()) == {"web"}
+    last_act.run(absent, baseline="minimal.dts")
+    shown = host.json("show")
+    assert (shown["instances"], shown["hardware"]["cpus"]["total"]) == ({}, 8)
 
 
 def test_a_key_that_no_declaration_has_is_refused_and_not_dropped(last_act: Role) -> None:
