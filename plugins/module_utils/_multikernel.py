@@ -29,6 +29,12 @@ STATES = ("present", "absent", "loaded", "started", "stopped")
 OF_KERNEL = ("state", "kernel", "initrd", "cmdline", "force")
 """What the role's list says of an instance's kernel; a declaration is about its resources."""
 
+KEPT = (
+    "# SPDX-License-Identifier: GPL-3.0-or-later\n"
+    "# Managed by Ansible (zernel.fleet.zernel_instances): what 'zernel apply' creates again at boot.\n"
+)
+"""The head of the file that keeps declarations."""
+
 REAL = "This host's kernel has the multikernel file system itself. Set zernel_multikernel_simulate to false."
 NONE = (
     "zernel_multikernel_instances declares instances, and the running kernel has no multikernel file system. "
@@ -103,23 +109,23 @@ def write_declarations(instances, directory, option):
         if not _is_declarable(instance):
             continue
         path = Path(directory) / ("%04d.yaml" % index)
-        held = {key: value for key, value in instance.items() if key not in OF_KERNEL}
-        path.write_text(json.dumps(held), encoding="utf-8")
+        path.write_text(json.dumps(_held(instance)), encoding="utf-8")
         names[str(path)] = "%s, entry %d" % (option, index + 1)
     return names
 
 
-def renamed(problems, names):
-    """Return problems, texts or the agent's errors, in which a person's names stand for files that
-    C(write_declarations) wrote."""
-    if isinstance(problems, str):
-        for path, name in names.items():
-            problems = problems.replace(path, name)
-    elif isinstance(problems, list):
-        problems = [renamed(one, names) for one in problems]
-    elif isinstance(problems, dict):
-        problems = {key: renamed(one, names) for key, one in problems.items()}
-    return problems
+def declarations(instances):
+    """Return one file of C(/etc/zernel/instances.d) that declares all of them; none for no instances."""
+    parts = [
+        "".join("%s: %s\n" % (key, json.dumps(value)) for key, value in _held(one).items())
+        for one in instances
+    ]
+    return "---\n".join([KEPT, *parts]) if parts else ""
+
+
+def _held(instance):
+    """Return what a declaration holds of an entry: all but what is about its kernel."""
+    return {key: value for key, value in instance.items() if key not in OF_KERNEL}
 
 
 def conflicts(hardware, plan, other_kernel=False):

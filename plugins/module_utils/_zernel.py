@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
+from pathlib import Path
 
 AGENT_ARGUMENTS = {"executable": {"type": "path", "default": "zernel"}}
 """The options of the C(zernel.fleet.agent) documentation fragment, for a module's argument_spec."""
@@ -35,6 +37,51 @@ def run_program(command, data=None, environ=None):
     return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
 
 
+def read_text(module, path):
+    """Return what a file holds, and nothing for one that is not there. Else it fails."""
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        module.fail_json(msg="%s cannot be read: %s" % (path, error.strerror))
+
+
+def write_text(module, path, text):
+    """Replace a file at once; one that was there keeps its mode and owner. Else the module fails."""
+    target = Path(path)
+    try:
+        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        fd, temporary = tempfile.mkstemp(dir=module.tmpdir)
+        with os.fdopen(fd, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        if not target.exists():
+            Path(temporary).chmod(0o644)
+    except OSError as error:
+        module.fail_json(msg="%s cannot be written: %s" % (path, error.strerror))
+    module.atomic_move(temporary, str(target), keep_dest_attrs=True)
+
+
+def text_diff(path, before, after):
+    """Return what C(--diff) shows of a text file."""
+    return {"before_header": str(path), "after_header": str(path), "before": before, "after": after}
+
+
+def renamed(said, names):
+    """Return what the agent said, text or data, in which a person's names stand for temporary files.
+
+    :param names: path of a file to what to call it.
+    """
+    if isinstance(said, str):
+        for path, name in names.items():
+            said = said.replace(path, name)
+    elif isinstance(said, list):
+        said = [renamed(one, names) for one in said]
+    elif isinstance(said, dict):
+        said = {key: renamed(one, names) for key, one in said.items()}
+    return said
+
+
 class ZernelCli:
     """The agent's command line for one module run.
 
@@ -47,7 +94,7 @@ class ZernelCli:
         self.module = module
         self.executable = self._find(module.params.get("executable") or "zernel")
 
-    def run(self, args, data=None, environ=None, check=True):
+    def run(self, args, data=None, environ=None, check=True, names=None):
         """Run C(zernel ARGS --format=json) and return what it printed.
 
         :param args: the words after C(zernel), each of which reaches the command unchanged (no shell).
@@ -55,15 +102,17 @@ class ZernelCli:
         :param environ: environment variables to add.
         :param check: whether a status other than 0 fails the module. With V(False), a dictionary is returned
             also for status 1, with the command's own C(status) and C(errors).
+        :param names: what to call temporary files, see C(renamed).
         """
         command = [self.executable, *[str(arg) for arg in args], "--format=json"]
         rc, stdout, stderr = run_program(command, data, environ)
         if rc == 2:
             self._fail_usage(command, stderr)
         try:
-            result = json.loads(stdout)
+            result = renamed(json.loads(stdout), names or {})
         except ValueError:
             result = None
+        stderr = renamed(stderr, names or {})
         if not isinstance(result, dict):
             text = stderr.strip() or stdout.strip() or "it printed nothing"
             self.module.fail_json(

@@ -51,8 +51,6 @@ changed_files:
   sample: [/etc/zernel/scheduler.toml]
 """
 
-import os
-import tempfile
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -60,7 +58,10 @@ from ansible_collections.zernel.fleet.plugins.module_utils._config import FILES,
 from ansible_collections.zernel.fleet.plugins.module_utils._zernel import (
     AGENT_ARGUMENTS,
     ZernelCli,
+    read_text,
     run_program,
+    text_diff,
+    write_text,
 )
 
 
@@ -68,16 +69,6 @@ def default_text(program):
     """Return the file that the package brings: every setting with its default, explained."""
     rc, out, _err = run_program([program, "--dump-config"])
     return out if rc == 0 else None
-
-
-def write(module, target, text):
-    """Replace a file; one that was there keeps its mode and owner."""
-    fd, temporary = tempfile.mkstemp(dir=module.tmpdir)
-    with os.fdopen(fd, "w", encoding="utf-8") as stream:
-        stream.write(text)
-    if not target.exists():
-        Path(temporary).chmod(0o644)
-    module.atomic_move(temporary, str(target), keep_dest_attrs=True)
 
 
 def main():
@@ -98,7 +89,7 @@ def main():
         if settings is None:
             continue
         target = Path(module.params["directory"]) / file
-        before = target.read_text(encoding="utf-8") if target.exists() else ""
+        before = read_text(module, target)
         command = str(programs / program)
         # Without settings of its own a host keeps the file that the package brought, with its explanations.
         after = config_text(program, settings) if settings else default_text(command)
@@ -113,13 +104,10 @@ def main():
         module.fail_json(msg="\n".join(refused), changed_files=[])
     result = {"changed": bool(changes), "changed_files": [str(target) for target, _before, _after in changes]}
     if module._diff:
-        result["diff"] = [
-            {"before_header": str(target), "after_header": str(target), "before": before, "after": after}
-            for target, before, after in changes
-        ]
+        result["diff"] = [text_diff(*change) for change in changes]
     if not module.check_mode:
         for target, _before, after in changes:
-            write(module, target, after)
+            write_text(module, target, after)
     module.exit_json(**result)
 
 

@@ -28,6 +28,11 @@ options:
     type: list
     elements: dict
     required: true
+  dest:
+    description:
+      - The file that keeps the declarations for the next boot, below C(/etc/zernel/instances.d). It is
+        written once the kernel has what is declared, and removed where nothing is.
+    type: path
 extends_documentation_fragment:
   - zernel.fleet.multikernel
   - zernel.fleet.agent
@@ -42,6 +47,12 @@ EXAMPLES = r"""
     instances:
       - {name: web-server, cpus: 4-9, memory: 2GB}
       - {name: database, cpus: 10-11, memory: 8GB, devices: ["nvme0:ns2"]}
+
+- name: Create one, also at each boot
+  zernel.fleet.zernel_instances:
+    instances:
+      - {name: web-server, cpu_count: 4, memory: 2GB}
+    dest: /etc/zernel/instances.d/web.yaml
 """
 
 RETURN = r"""
@@ -83,24 +94,47 @@ errors:
 """
 
 import tempfile
+from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.zernel.fleet.plugins.module_utils._multikernel import (
     ROOT_ARGUMENT,
     SIMULATED,
+    declarations,
     environment,
-    renamed,
     sentences,
     undeclarable,
     write_declarations,
 )
-from ansible_collections.zernel.fleet.plugins.module_utils._zernel import AGENT_ARGUMENTS, ZernelCli
+from ansible_collections.zernel.fleet.plugins.module_utils._zernel import (
+    AGENT_ARGUMENTS,
+    ZernelCli,
+    read_text,
+    text_diff,
+    write_text,
+)
+
+
+def keep(module):
+    """Bring the file that keeps the declarations up to date; returns what C(--diff) shows of it."""
+    dest = module.params["dest"]
+    after = declarations(module.params["instances"])
+    before = read_text(module, dest)
+    if after == before and (after or not Path(dest).exists()):
+        return []
+    if not module.check_mode:
+        if after:
+            write_text(module, dest, after)
+        else:
+            Path(dest).unlink(missing_ok=True)
+    return [text_diff(dest, before, after)]
 
 
 def main():
     module = AnsibleModule(
         argument_spec={
             "instances": {"type": "list", "elements": "dict", "required": True},
+            "dest": {"type": "path"},
             **ROOT_ARGUMENT,
             **AGENT_ARGUMENTS,
         },
@@ -115,8 +149,8 @@ def main():
             *(["--dry-run"] if module.check_mode or refused else []),
         ]
         environ = environment(module.params["multikernel_root"])
-        result = ZernelCli(module).run(words, environ=environ, check=False)
-    errors = refused + renamed(result.get("errors", []), names)
+        result = ZernelCli(module).run(words, environ=environ, check=False, names=names)
+    errors = refused + result.get("errors", [])
     if errors:
         reasons = "\n".join("  - " + reason for reason in sentences("Instance", errors))
         module.fail_json(msg="The instances cannot be what is declared:\n" + reasons, errors=errors)
@@ -124,14 +158,19 @@ def main():
         module.warn(SIMULATED)
     for warning in result["warnings"]:
         module.warn("%s: %s" % (warning["instance"], warning["message"]))
+    kept = keep(module) if module.params["dest"] else []
     moved = {step["instance"] for steps in result["plan"].values() for step in steps}
     module.exit_json(
         instances=result["after"],
-        diff={
-            side: {name: found for name, found in result[side].items() if name in moved}
-            for side in ("before", "after")
-        },
-        **{key: result[key] for key in ("changed", "plan", "simulated", "transactions", "notes")},
+        changed=result["changed"] or bool(kept),
+        diff=[
+            {
+                side: {name: found for name, found in result[side].items() if name in moved}
+                for side in ("before", "after")
+            },
+            *kept,
+        ],
+        **{key: result[key] for key in ("plan", "simulated", "transactions", "notes")},
     )
 
 

@@ -14,7 +14,8 @@ description:
   - Looks at a host that may have nothing of Zernel yet, and fails with every reason why it cannot be
     provisioned. Changes nothing.
   - The kernel and the settings are judged by the agent itself, so that there is one place that knows them.
-    The agent's package is unpacked into the task's temporary directory, used from there, and removed with it.
+    Where the one that is installed is not that of the package, the package is unpacked into the task's
+    temporary directory, used from there, and removed with it.
 options:
   package:
     description:
@@ -131,7 +132,7 @@ agent_version:
   returned: always
   sample: 0.1.0
 agent_current:
-  description: Whether the installed agent is, file by file, the one in the package.
+  description: Whether the installed agent is, file by file, the one in the package, and its files are whole.
   type: bool
   returned: always
   sample: false
@@ -163,12 +164,11 @@ from ansible_collections.zernel.fleet.plugins.module_utils._multikernel import (
     conflicts,
     hardware_words,
     judging_words,
-    renamed,
     sentences,
     undeclarable,
     write_declarations,
 )
-from ansible_collections.zernel.fleet.plugins.module_utils._zernel import run_program
+from ansible_collections.zernel.fleet.plugins.module_utils._zernel import renamed, run_program
 
 LISTEN = "0A"
 # As in /proc/net/tcp and tcp6: 127.0.0.1, 0.0.0.0, ::ffff:127.0.0.1 and ::. A listener on one of these keeps
@@ -177,6 +177,7 @@ IN_THE_WAY = {"0100007F", "00000000", "0000000000000000FFFF00000100007F", "0" * 
 OURS = ("zernel-scheduler.service", "zerneld.service")
 DAEMONS = {"scheduler": "zernel.scheduler.daemon", "observe": "zernel.observe.daemon"}
 MODULES = "usr/lib/python3/dist-packages"
+INSTALLED = Path("/")
 DPKG_SUMS = "/var/lib/dpkg/info/zernel-agent.md5sums"
 
 
@@ -275,21 +276,26 @@ def check_ports(ports):
     return problems
 
 
-def unpack(module, package):
-    """Unpack the package into the task's temporary directory; returns that, or None where it cannot be."""
+def unpack(module, part, package):
+    """Unpack a part of the package, C(control) or C(extract), into the task's temporary directory.
+
+    Returns where it is, or None where it cannot be unpacked.
+    """
     dpkg = module.get_bin_path("dpkg-deb")
-    target = Path(module.tmpdir) / "agent"
-    if not dpkg or run_program([dpkg, "--raw-extract", package, str(target)])[0] != 0:
+    target = Path(module.tmpdir) / part
+    if not dpkg or run_program([dpkg, "--%s" % part, package, str(target)])[0] != 0:
         return None
     return target
 
 
 class Agent:
-    """The agent in the unpacked package. It judges this host as it would once it is installed."""
+    """The agent below a directory. It judges this host as it does, or would, when it is installed."""
 
-    def __init__(self, module, target):
+    def __init__(self, module, root):
         self.module = module
-        self.environ = {"PYTHONPATH": str(target / MODULES)}
+        self.environ = {"PYTHONPATH": str(root / MODULES)}
+        # What is unpacked is compiled once for all commands; nothing is left in what is installed.
+        self.flags = ["-B"] if root == INSTALLED else []
 
     def check_host(self, params):
         """Return what the agent says against the kernel, and against what is to be done with it."""
@@ -358,21 +364,25 @@ class Agent:
 
     def command(self, name):
         """Return the command for one of the package's programs, by its Python module."""
-        return [sys.executable, "-B", "-m", name]
+        return [sys.executable, *self.flags, "-m", name]
 
 
-def package_version(target):
-    """Return the version of an unpacked package."""
-    match = re.search(r"^Version: (\S+)$", (target / "DEBIAN/control").read_text(), re.MULTILINE)
+def package_version(control):
+    """Return the version of the package with these control files."""
+    match = re.search(r"^Version: (\S+)$", (control / "control").read_text(), re.MULTILINE)
     return match.group(1) if match else None
 
 
-def is_installed(target):
-    """Whether dpkg's list of installed files and their sums is that of the package."""
+def is_installed(module, control):
+    """Whether dpkg's list of installed files and their sums is the package's, and what it lists is there."""
     try:
-        return Path(DPKG_SUMS).read_bytes() == (target / "DEBIAN/md5sums").read_bytes()
+        if Path(DPKG_SUMS).read_bytes() != (control / "md5sums").read_bytes():
+            return False
     except OSError:
         return False
+    rc, out, _err = run_program([module.get_bin_path("dpkg", required=True), "--verify", "zernel-agent"])
+    # A line "??5??????   /usr/..." for each file that is not as it came, with a "c" for one of configuration.
+    return rc == 0 and all(line.split()[1] == "c" for line in out.splitlines())
 
 
 def installed_agent(module):
@@ -409,25 +419,28 @@ def main():
         supports_check_mode=True,
     )
     problems = check_system(module.params["releases"])
-    target = unpack(module, module.params["package"])
-    if target is None:
+    package = module.params["package"]
+    control = unpack(module, "control", package)
+    version = installed_agent(module)
+    current = bool(version and control and is_installed(module, control))
+    root = INSTALLED if current else control and unpack(module, "extract", package)
+    if root is None:
         problems.append(
             "The agent's package cannot be unpacked on this host: it is no Debian package, or there is no "
             "dpkg-deb, or no room for it in the remote temporary directory."
         )
     elif sys.version_info >= (3, 11):
-        agent = Agent(module, target)
+        agent = Agent(module, root)
         # Only a system that the agent is made for can be judged by it; settings can be anywhere.
         problems += agent.check_host(module.params) if not problems else []
         problems += agent.check_settings(module.params)
     if sys.version_info >= (3, 11):
         problems += check_ports(module.params["ports"])
-    version = installed_agent(module)
     result = {
         "problems": problems,
         "agent_version": version,
-        "agent_current": bool(version and target and is_installed(target)),
-        "package_version": target and package_version(target),
+        "agent_current": current,
+        "package_version": control and package_version(control),
     }
     if problems:
         reasons = "\n".join("  - " + problem.replace("\n", "\n      ") for problem in problems)

@@ -107,7 +107,10 @@ def harmless(line: str) -> str:
 
 
 class ZernelError(Exception):
-    """One or more problems that stop a command. Programs show them and exit 1; nothing has been changed."""
+    """One or more problems that stop a command. Programs show them and exit 1.
+
+    Nothing has been changed, or they say what was.
+    """
 
     def __init__(self, *problems: Problem) -> None:
         if not problems:

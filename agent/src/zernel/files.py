@@ -69,11 +69,10 @@ def replace(path: Path, content: str | bytes, mode: int = 0o644) -> None:
                 os.fchown(stream.fileno(), there.st_uid, there.st_gid)
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except OSError as error:  # that of a write, such as ENOSPC, names no file
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # that of a write, such as ENOSPC, names no file
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     _sync_directory(path.parent)
 

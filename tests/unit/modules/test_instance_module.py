@@ -277,8 +277,8 @@ def test_several_instances_are_made_what_is_declared_or_none(modules: Modules) -
     done = declare(db, web)
     assert done["changed"]
     assert done["instances"] == modules.host.instances()
-    assert set(done["diff"]["after"]) == {"web", "db"}
-    assert done["diff"]["before"] == planned["diff"]["before"] == {}
+    assert set(done["diff"][0]["after"]) == {"web", "db"}
+    assert done["diff"][0]["before"] == planned["diff"][0]["before"] == {}
     assert planned["plan"] == done["plan"]
     assert not declare(db, web)["changed"]
     grown = declare({**web, "memory": "1GB"}, {**db, "cpu_count": 4})
@@ -325,11 +325,94 @@ def test_a_baseline_is_replaced_only_while_there_are_no_instances(modules: Modul
     assert not apply("baseline.dts")["changed"]
     planned = apply("minimal.dts", check=True)
     assert planned["changed"]
-    assert modules.info()["baseline"] == planned["diff"]["before"]
+    assert modules.info()["baseline"] == planned["diff"][0]["before"]
     done = apply("minimal.dts")
     assert (done["changed"], done["diff"], done["notes"]) == (True, planned["diff"], [])
-    assert modules.info()["baseline"] == done["diff"]["after"]
+    assert modules.info()["baseline"] == done["diff"][0]["after"]
     assert modules.instance(cpu_count=1, memory="256MB")["changed"]
     for check in (True, False):
         refused = apply("baseline.dts", check=check)
         assert "cannot be replaced while there are instances" in refused["msg"]
+
+
+def test_what_the_kernel_has_taken_is_kept_for_the_next_boot(modules: Modules, tmp_path: Path) -> None:
+    dest = tmp_path / "new/instances.d/ansible.yaml"
+
+    def declare(*instances: dict[str, Any], check: bool = False) -> dict[str, Any]:
+        options = {"instances": list(instances), "dest": str(dest)}
+        return modules.run("zernel_instances", check=check, **options, **modules.common)
+
+    web = {"name": "web", "cpus": "4-7", "memory": "2GB", "state": "started", "kernel": "/nowhere"}
+    db = {"name": "db", "cpu_count": 2, "memory": "0x40000000", "devices": ["eth0:vf1"]}
+    assert declare(web, db, check=True)["changed"]
+    assert not dest.parent.exists()
+    done = declare(web, db)
+    assert [one.get("after_header") for one in done["diff"]] == [None, str(dest)]
+    assert (done["diff"][1]["before"], done["diff"][1]["after"]) == ("", dest.read_text())
+    assert (dest.stat().st_mode & 0o777, dest.parent.stat().st_mode & 0o777) == (0o644, 0o755)
+    again = modules.host.json("apply", f"--directory={dest.parent}")
+    assert (again["status"], again["undeclared"], set(again["after"])) == ("unchanged", [], {"web", "db"})
+    assert not declare(web, db)["changed"]
+
+    # One that was altered by hand is put right, and keeps the mode that it was given.
+    dest.write_text("{}\n")
+    dest.chmod(0o600)
+    assert declare(web, db)["changed"]
+    assert dest.read_text() == done["diff"][1]["after"]
+    assert dest.stat().st_mode & 0o777 == 0o600
+
+    # What is refused is not kept.
+    assert declare(web, {**db, "devices": ["gone0"]})["failed"]
+    assert dest.read_text() == done["diff"][1]["after"]
+
+    assert declare(check=True)["changed"]
+    assert dest.exists()
+    assert declare()["changed"]
+    assert not dest.exists()
+    assert not declare()["changed"]
+    assert set(modules.host.instances()) == {"web", "db"}, "this module deletes none"
+
+
+def test_a_file_that_cannot_be_kept_says_so(modules: Modules, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("/proc/nowhere")
+    for dest, why in (
+        ("file/x", "cannot be read: Not a directory"),
+        ("link/x", "cannot be written: "),
+        (".", "cannot be read: Is a directory"),
+    ):
+        options = {"instances": [{"name": "web", "cpus": "4", "memory": "1GB"}], "dest": str(tmp_path / dest)}
+        failed = modules.run("zernel_instances", **options, **modules.common)
+        assert why in failed["msg"]
+
+
+def test_a_baseline_is_written_once_the_agent_finds_it_valid(modules: Modules, tmp_path: Path) -> None:
+    path = tmp_path / "etc/baseline.dts"
+
+    def write(name: str, check: bool = False, **options: Any) -> dict[str, Any]:
+        content = (EXAMPLES / name).read_text()
+        options = {"path": str(path), "content": content, **options}
+        return modules.run("zernel_baseline", check=check, **options, **modules.common)
+
+    assert write("minimal.dts", check=True, apply=False)["changed"]
+    assert not path.exists()
+    done = write("minimal.dts", apply=False)
+    assert (done["changed"], "hardware" in done) == (True, False)
+    assert path.read_text() == (EXAMPLES / "minimal.dts").read_text()
+    assert modules.info()["baseline"]["cpus"]["total"] == 32, "the kernel has still the one it had"
+    assert not write("minimal.dts", apply=False)["changed"]
+
+    for options in ({"apply": False}, {"check": True}, {}):
+        wrong = write("conflict_example.dts", **options)
+        assert "CPU 16 does not exist" in wrong["msg"]
+        assert {one["file"] for one in wrong["errors"]} == {str(path)}
+        assert path.read_text() == (EXAMPLES / "minimal.dts").read_text()
+
+    # Written and applied in one task: check mode says what the task does.
+    write("baseline.dts", apply=False)
+    planned = write("minimal.dts", check=True)
+    assert path.read_text() == (EXAMPLES / "baseline.dts").read_text()
+    applied = write("minimal.dts")
+    assert planned["diff"] == applied["diff"]
+    assert modules.info()["baseline"] == applied["diff"][1]["after"]
+    assert not write("minimal.dts")["changed"]

@@ -100,6 +100,8 @@ def test_instances_can_exchange_what_they_have(host: Host, declare: Declare) -> 
     assert (found["a"]["cpus"], found["b"]["cpus"]) == ([4, 8, 9, 10], [5, 6, 7, 11])
     shown = host.refused("apply", declare(a="cpus: 5-7,11\nmemory: 1GB\n", b="cpus: 4,8-10\nmemory: 1GB\n"))
     assert "would exchange all their CPUs" in shown
+    assert "a.yaml" in shown
+    assert "b.yaml" in shown
 
 
 def test_undeclared_instances_are_deleted_with_prune_only(host: Host, declare: Declare) -> None:
@@ -230,6 +232,9 @@ def test_an_instance_with_a_kernel_is_not_replaced(web: Host, kernel: Path, decl
     assert "ERROR: web: The instance is loaded" in shown
     assert "zernel unload web" in shown
     assert "web.yaml" in shown
+    shown = web.refused("apply", declare(web="cpus: 4-5\nmemory: 2GB\n"))
+    assert "What its kernel uses is not taken from it" in shown
+    assert "web.yaml" in shown
     assert web.instances() == before
 
 
@@ -281,6 +286,16 @@ def test_a_file_of_another_ending_is_named(host: Host, declare: Declare, tmp_pat
     done = host.json("apply", option)
     assert done["warnings"][0]["code"] == "file-ignored"
     assert host.instances() == {}
+
+
+def test_files_that_are_not_read_hide_none_that_is(declare: Declare, tmp_path: Path) -> None:
+    declare(web=WEB)
+    directory = tmp_path / "instances.d"
+    for number in range(1001):
+        (directory / f"{number}.yml").touch()
+    declarations, warnings = read_directory(directory)
+    assert [one.name for one in declarations] == ["web"]
+    assert len(warnings) == 1001
 
 
 def test_a_directory_without_a_name_is_not_this_one(host: Host, tmp_path: Path) -> None:

@@ -216,7 +216,12 @@ def test_what_is_proposed_is_a_baseline_that_init_takes(machine: Machine, tmp_pa
     proposed = json.loads(data.stdout)["baseline"]
     for part in ("cpus", "memory", "devices", "topology"):
         assert found[part] == proposed[part]
-    for wrong in ([*command[:2], "--dts"], [*command, "--dts", "--format=json"]):
+    for wrong in (
+        [*command[:2], "--dts"],
+        [*command, "--dts", "--format=json"],
+        [*command, "web"],
+        [*command[:2], "--pool-size=1GB"],
+    ):
         assert subprocess.run(wrong, capture_output=True).returncode == 2
     machine.file("sys/devices/system/cpu/online", "0")
     refused = subprocess.run([*command, "--dts"], capture_output=True, text=True)

@@ -98,6 +98,7 @@ def test_the_data_of_each_step(web: Host, kernel: Path) -> None:
         ["unload", "--id=²"],
         ["exec", "web", "db"],
         ["exec", "web", "--force"],
+        ["rollback", "tx_2", "--give-up"],
     ],
 )
 def test_wrong_usage_is_status_2(bare: Host, line: list[str]) -> None:

@@ -108,6 +108,18 @@ def test_what_is_no_transaction_is_wrong_usage(host: Host, transaction: str) -> 
     assert host.run("rollback", transaction).returncode == 2
 
 
+@pytest.mark.parametrize("version", [2], indirect=True)
+def test_what_is_created_anew_comes_back_where_there_is_room(host: Host) -> None:
+    host.ok("create", "web", "--cpus=4", "--memory=4GB")
+    replaced = host.ok("update", "web", "--memory=1GB", "--id=9")
+    assert "It is 1, and is to be 9" in replaced
+    assert "memory begins" not in replaced  # nobody asked for a place
+    host.ok("create", "db", "--cpus=5", "--memory=2GB", "--id=20")  # behind it
+    host.ok("rollback", "tx_3")
+    web = host.instances()["web"]
+    assert (web["id"], web["memory_bytes"]) == (1, 4 << 30)
+
+
 @BOTH
 @pytest.mark.parametrize("faulty", [["none", "none", "midway"]], indirect=True)
 def test_a_rollback_that_fails_leaves_what_was_there(faulty: Host) -> None:

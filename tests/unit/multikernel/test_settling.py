@@ -153,6 +153,8 @@ def test_a_read_only_disk_stops_no_kernel(host: Host, kernel: Path, tmp_path: Pa
     host.ok("create", "hung", "--cpus=20", "--memory=1GB")
     host.ok("load", "hung", f"--kernel={kernel}")
     host.ok("exec", "hung")
+    (lock,) = host.state.rglob("lock")
+    (lock.parent / "call.json").write_text('{"verb": "exec", "instance": "hung"}')  # as if it was killed
     subprocess.run(["mount", "--bind", host.state, host.state], check=True)
     try:
         subprocess.run(["mount", "-o", "remount,ro,bind", host.state], check=True)

@@ -141,6 +141,10 @@ def test_cpus_to_come_and_to_go(host: Host) -> None:
     assert "--add-cpus: CPU 5 makes no sense" in shown
     assert "--remove-cpus: CPU 20 makes no sense" in shown
     assert "has no CPU" in host.refused("update", "web", "--remove-cpus=5-9")
+    # The same where it is to be somewhere else, and created anew for that.
+    elsewhere = ("update", "web", "--cpu-affinity=spread")
+    assert "--add-cpus: CPU 5 makes no sense" in host.refused(*elsewhere, "--add-cpus=5,30")
+    assert "has no CPU" in host.refused(*elsewhere, "--remove-cpus=5-9")
 
 
 def test_all_cpus_can_be_exchanged_for_others(host: Host) -> None:
@@ -194,6 +198,15 @@ def test_what_is_created_anew_anyhow_grows_where_there_is_room(host: Host) -> No
     shown = host.refused("update", "database", "--memory=99GB", "--devices=eth0:vf2")
     assert "99GB of memory cannot be given in one piece" in shown
     assert host.instances()["database"]["memory_bytes"] == 14 * GB
+
+
+def test_memory_is_not_moved_from_where_it_was_asked_to_be(host: Host) -> None:
+    host.ok("create", "web", "--cpus=4", "--memory=1GB", "--memory-base=0x80000000")
+    host.ok("create", "db", "--cpus=5", "--memory=1GB", "--memory-base=0xc0000000")
+    shown = host.refused("update", "web", "--memory=2GB", "--memory-base=0x80000000", "--id=9")
+    assert "Memory cannot grow to 2GB" in shown
+    assert "Instance db begins at 0xc0000000" in shown
+    assert host.instances()["web"]["memory_base"] == 0x80000000
 
 
 def test_what_cannot_be_changed_in_place_is_deleted_and_created_anew(gpus: Host) -> None:

@@ -80,20 +80,32 @@ def test_before_a_pool_the_trees_cpus_are_no_baseline(empty: Host) -> None:
     assert pool(empty) is None
 
 
-def test_a_tree_that_tells_nothing_lets_the_kernel_decide(
-    empty: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def silent(empty: Host, monkeypatch: pytest.MonkeyPatch) -> MultikernelFs:
+    """A kernel whose tree is empty before there is a pool."""
     monkeypatch.setenv("ZERNEL_STATE_DIR", str(empty.state))
     read = MultikernelFs.baseline
 
-    def silent(fs: MultikernelFs) -> bytes:
+    def tree(fs: MultikernelFs) -> bytes:
         blob = read(fs)
         return blob if live_tree.pool(blob) else b""
 
-    monkeypatch.setattr(MultikernelFs, "baseline", silent)
-    done = baseline.apply_baseline(MultikernelFs(empty.root, simulated=True), resources(), dry_run=False)
-    assert done.wire == "v2"
+    monkeypatch.setattr(MultikernelFs, "baseline", tree)
+    return MultikernelFs(empty.root, simulated=True)
+
+
+def test_a_tree_that_tells_nothing_lets_the_kernel_decide(empty: Host, silent: MultikernelFs) -> None:
+    assert baseline.apply_baseline(silent, resources(), dry_run=False).wire == "v2"
     assert empty.json("show")["baseline_complete"]
+
+
+def test_what_the_kernel_made_of_the_form_that_it_took_is_told(empty: Host, silent: MultikernelFs) -> None:
+    with pytest.raises(ZernelError) as caught:
+        baseline.apply_baseline(silent, resources("numa_topology.dts"), dry_run=False)
+    (problem,) = caught.value.problems
+    assert problem.code == "memory-in-pieces"
+    assert "The pool was given back to the host: nothing was changed" in problem.explanation
+    assert pool(empty) is None
 
 
 def test_both_answers_are_told_when_neither_form_is_taken(

@@ -44,8 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Show the plan and carry it out, all or nothing; exit 1 with the reasons when that cannot be."""
     if args.prune and args.hardware:
         args.wrong_usage("--prune and --hardware do not go together: there are no instances yet")
-    if not args.hardware and any((args.host_cpus, args.pool_size, args.pool_base)):
-        args.wrong_usage("--host-cpus, --pool-size and --pool-base go with --hardware")
+    options.check_proposal(args)
     if args.directory == "":  # Path() of it is the current directory: with --prune, all would be deleted
         args.wrong_usage("--directory names no directory")
     directory = Path(args.directory or desired.DIRECTORY)

@@ -22,8 +22,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         choices=ensure.STATES,
         default="present",
         help="present (the default): there, with what is given here; loaded: and it has a kernel; started:"
-        " which runs;"
-        " stopped: there, and not running; absent: not there",
+        " which runs; stopped: there, and not running; absent: not there",
     )
     options.add_resources(parser, required=False)
     options.add_boot_files(parser, required=False)

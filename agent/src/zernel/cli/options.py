@@ -11,6 +11,12 @@ from zernel.devicetree.model import CPU_AFFINITIES, MAX_INSTANCE_ID, MEMORY_POLI
 from zernel.devicetree.units import RESOURCES, parse_cpus, parse_memory, parse_size
 from zernel.errors import ZernelError
 
+_PROPOSAL: dict[str, Callable[[str, str], object]] = {
+    "host_cpus": parse_cpus,
+    "pool_size": parse_memory,
+    "pool_base": parse_size,
+}
+
 
 def add_name(parser: argparse.ArgumentParser) -> None:
     """Add NAME, the instance that a command is about."""
@@ -114,5 +120,11 @@ def add_proposal(parser: argparse.ArgumentParser) -> None:
 
 def proposal(args: argparse.Namespace) -> dict[str, object]:
     """Return what `add_proposal` read, by the names of `zernel.host.hardware.propose`."""
-    found = read(args, {"host_cpus": parse_cpus, "pool_size": parse_memory, "pool_base": parse_size})
+    found = read(args, _PROPOSAL)
     return {"pool_bytes" if name == "pool_size" else name: value for name, value in found.items()}
+
+
+def check_proposal(args: argparse.Namespace) -> None:
+    """Exit 2 where what `add_proposal` read is given without ``--hardware``."""
+    if not args.hardware and any(getattr(args, name) is not None for name in _PROPOSAL):
+        args.wrong_usage("--host-cpus, --pool-size and --pool-base go with --hardware")

@@ -37,10 +37,10 @@ def run(args: argparse.Namespace) -> int:
         if not (text.isascii() and text.isdigit() and len(text) < 10):
             args.wrong_usage(f"'{args.transaction[:60]}' is no transaction: write it as tx_4")
         number = int(text)
+    if args.give_up and number is not None:
+        args.wrong_usage("--give-up ends the change that was interrupted; it takes no transaction")
     target = fs.open_fs()
     if args.give_up:
-        if number is not None:
-            args.wrong_usage("--give-up ends the change that was interrupted; it takes no transaction")
         return _give_up(args, target)
     found = operations.rollback(target, number, dry_run=args.dry_run)
     data = {

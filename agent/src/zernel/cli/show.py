@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from zernel.cli import options
 from zernel.cli.output import add_format_option, print_result
 from zernel.devicetree.model import Resources, System
-from zernel.errors import Problem, ZernelError, fail
+from zernel.errors import Problem, ZernelError
 from zernel.multikernel import report
 
 if TYPE_CHECKING:
@@ -49,8 +49,9 @@ def run(args: argparse.Namespace) -> int:
         args.wrong_usage("--dts goes with --hardware, and is a format itself")
     if args.hardware and args.report:
         args.wrong_usage("--hardware and --report do not go together")
-    if args.report and args.name is not None:
-        args.wrong_usage("--report is about all instances: it takes no name")
+    if args.name is not None and (args.report or args.hardware):
+        args.wrong_usage(f"{'--report' if args.report else '--hardware'} takes no instance's name")
+    options.check_proposal(args)
     if args.hardware:
         return _show_hardware(args)
     if args.report:
@@ -136,8 +137,6 @@ def _show_report(args: argparse.Namespace) -> int:
 def _show_hardware(args: argparse.Namespace) -> int:
     import zernel.host.hardware as hardware
 
-    if args.name is not None:
-        raise fail("bad-option", "--hardware takes no instance name", suggestion="Leave the name out")
     found = hardware.discover(args.root)
     wishes = options.proposal(args)
     proposal: Resources | None = None

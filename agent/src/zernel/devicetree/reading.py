@@ -34,6 +34,11 @@ class TooManyProblems(Exception):
         ]
 
 
+def bounded(problems: list[Problem]) -> list[Problem]:
+    """Return the problems, `MAX_PROBLEMS` at most and then one that says so."""
+    return problems if len(problems) <= MAX_PROBLEMS else TooManyProblems(problems[:MAX_PROBLEMS]).problems
+
+
 class Findings(list[Problem]):
     """Problems in the order in which they were found, `MAX_PROBLEMS` at most."""
 

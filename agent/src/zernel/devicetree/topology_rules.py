@@ -31,11 +31,7 @@ def check_topology(system: System, origins: Origins) -> list[Problem]:
     """Return everything that is wrong with where the instances are on the host, given what they ask for."""
     check = _Check(system, origins)
     for index, instance in enumerate(system.instances):
-        wished = (
-            instance.numa_nodes or instance.cpu_affinity is not None or instance.memory_policy is not None
-        )
-        if wished or check.known:
-            check.check(index, instance)
+        check.check(index, instance)
     return check.problems
 
 

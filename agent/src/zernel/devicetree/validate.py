@@ -10,7 +10,7 @@ from zernel.devicetree.allocations import check_allocations
 from zernel.devicetree.free import free_cpus
 from zernel.devicetree.inventory import check_inventory
 from zernel.devicetree.model import System
-from zernel.devicetree.reading import MAX_PROBLEMS, Interpretation, Origins, TooManyProblems
+from zernel.devicetree.reading import Interpretation, Origins, TooManyProblems, bounded
 from zernel.devicetree.units import format_cpus
 from zernel.errors import Problem
 
@@ -47,7 +47,7 @@ def validate_interpretation(found: Interpretation, *, baseline: bool) -> list[Pr
         problems += validate(found.system, found.origins)
         if not baseline and is_valid(problems):
             problems += unallocated(found.system, found.origins)
-    return problems if len(problems) <= MAX_PROBLEMS else TooManyProblems(problems[:MAX_PROBLEMS]).problems
+    return bounded(problems)
 
 
 def unallocated(system: System, origins: Origins | None = None) -> list[Problem]:

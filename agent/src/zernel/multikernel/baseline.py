@@ -93,8 +93,8 @@ def _write(
             if error.errno != errno.EINVAL:
                 break
         except ZernelError as error:
-            if not answers:
-                raise
+            if not answers or error.problems[0].code != "cpu-without-id":
+                raise  # the kernel took this form, and the error says what it made of it
             answers.append(f"Wire format {name}: {error.problems[0].category}")
     raise fail(
         "baseline-refused",

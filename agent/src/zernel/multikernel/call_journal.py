@@ -9,10 +9,10 @@ used under the same lock.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 from zernel import files
 from zernel.devicetree.allocations import check_name
-from zernel.errors import fail
 from zernel.multikernel.fs import MultikernelFs
 from zernel.multikernel.journal import Journal
 
@@ -37,7 +37,8 @@ class CallJournal:
     def settle(self, fs: MultikernelFs, *, dry_run: bool) -> tuple[str, ...]:
         """Forget what an earlier command left, and return a note that says what became of it, or nothing.
 
-        A dry run forgets nothing.
+        A dry run forgets nothing. No command fails for this: a kernel must be stopped also where the disk is
+        broken or read-only.
         """
         try:
             data = json.loads(files.read_regular(self.path, _MAX_BYTES))
@@ -46,14 +47,12 @@ class CallJournal:
                 raise ValueError(f"no command writes {str(data)[:100]}")
         except FileNotFoundError:
             return ()
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise fail(
-                "journal-broken",
-                "The journal of loads, boots and halts cannot be read",
-                explanation=f"{self.path}: {error}",
-                suggestion=f"Compare 'zernel show' with what you expect, then remove {self.path}",
-            ) from error
-        outcome = fs.status(instance) or "gone"
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            said = f"What an earlier load, boot or halt left in {self.path} cannot be read: {error}"
+        else:
+            outcome = fs.status(instance) or "gone"
+            said = f"An earlier 'zernel {verb} {instance}' was interrupted: the instance is {outcome}"
         if not dry_run:
-            self.end()
-        return (f"An earlier 'zernel {verb} {instance}' was interrupted: the instance is {outcome}",)
+            with suppress(OSError):  # the next command says it once more
+                self.end()
+        return (said,)

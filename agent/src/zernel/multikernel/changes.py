@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from zernel.devicetree.model import DeviceUse, Instance, Resources
 from zernel.devicetree.units import format_cpus, format_size
-from zernel.errors import Problem
 from zernel.record import Record
 
 
@@ -180,40 +179,30 @@ def _devices(instance: Instance) -> str:
     return ", ".join(sorted(map(str, instance.devices))) or "none"
 
 
-def check_in_place(before: Instance, after: Instance, resources: Resources) -> list[Problem]:
-    """Return why no operation of an update leads from one state to the other; both have the same name."""
-    problems = []
-
-    def cannot(code: str, what: str, *why: str) -> None:
-        problems.append(
-            Problem(
-                code,
-                f"{what} cannot be changed in place",
-                subject=before.name,
-                explanation=why,
-                suggestion=f"Delete it and create it anew: zernel delete {before.name}",
-            )
-        )
-
+def check_in_place(before: Instance, after: Instance, resources: Resources) -> list[str]:
+    """Return in words why no operation of an update leads from one state to the other; both have the same
+    name."""
+    why = []
     if after.id != before.id:
-        cannot("id-fixed", "An instance's id", f"It is {before.id}, asked for was {after.id}")
+        why += [
+            "An instance's id cannot be changed in place",
+            f"It is {before.id}, and is to be {after.id}",
+        ]
     if after.memory_base != before.memory_base:
-        cannot(
-            "memory-base-fixed",
-            "Where an instance's memory begins",
-            f"It begins at {before.memory_base:#x}, asked for was {after.memory_base:#x}",
-        )
+        why += [
+            "Where an instance's memory begins cannot be changed in place",
+            f"It begins at {before.memory_base:#x}, and is to begin at {after.memory_base:#x}",
+        ]
     policies = ("numa_nodes", "cpu_affinity", "memory_policy")
     if any(getattr(before, name) != getattr(after, name) for name in policies):
-        cannot("policy-fixed", "NUMA nodes, CPU affinity and memory policy")
+        why.append("NUMA nodes, CPU affinity and memory policy cannot be changed in place")
     whole = {device.name for device in resources.devices if device.pci_id is not None}
     moved = set(before.devices) ^ set(after.devices)
     parts = sorted(str(use) for use in moved if use.label not in whole)
     if parts:
-        cannot(
-            "device-fixed",
-            f"Device {', '.join(parts)}",
+        why += [
+            f"Device {', '.join(parts)} cannot be changed in place",
             "The kernel's overlays add and remove a device by its PCI address",
             "A virtual function or namespace has none of its own there: it is given at creation only",
-        )
-    return problems
+        ]
+    return why

@@ -15,7 +15,7 @@ from typing import Any
 from zernel import files
 from zernel.devicetree.allocations import check_name
 from zernel.devicetree.model import MAX_INSTANCE_ID
-from zernel.devicetree.reading import MAX_PROBLEMS, TooManyProblems
+from zernel.devicetree.reading import MAX_PROBLEMS, bounded
 from zernel.devicetree.units import RESOURCES
 from zernel.devicetree.validate import is_valid
 from zernel.errors import Location, Problem, ZernelError, fail, os_suggestion
@@ -75,10 +75,11 @@ def look_through(directory: Path) -> tuple[list[Declaration], list[Problem]]:
         ) from error
     found: list[Declaration] = []
     problems: list[Problem] = []
+    ignored: list[Problem] = []
     for path in paths:
         hidden = path.name.startswith(".")
         if path.suffix == ".yml" or (path.suffix == ".yaml" and hidden):
-            problems.append(
+            ignored.append(
                 Problem(
                     "file-ignored",
                     "The file is not read: its name begins with a dot"
@@ -95,7 +96,7 @@ def look_through(directory: Path) -> tuple[list[Declaration], list[Problem]]:
             found += reader.found
             problems += reader.problems
         if len(problems) > MAX_PROBLEMS:
-            return found, TooManyProblems(problems[:MAX_PROBLEMS]).problems
+            return found, ignored + bounded(problems)
         if len(found) > MAX_INSTANCES:
             raise fail(
                 "too-many-instances",
@@ -103,7 +104,7 @@ def look_through(directory: Path) -> tuple[list[Declaration], list[Problem]]:
                 subject=str(directory),
                 suggestion=f"A host can have {MAX_INSTANCE_ID}",
             )
-    return found, problems + _duplicates(found)
+    return found, ignored + problems + _duplicates(found)
 
 
 def _duplicates(found: list[Declaration]) -> list[Problem]:

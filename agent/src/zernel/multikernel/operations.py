@@ -144,7 +144,7 @@ def update(
             problems.append(planning.place_not_chosen(wish.name))
         target = tuple(after if one is existing else one for one in instances)
         resources, statuses = current.system.resources, current.statuses
-        replaced, why = planning.replacements(instances, target, resources, statuses)
+        replaced, why = planning.replacements(instances, target, resources, statuses, wire)
         problems += why
         if not is_valid(problems):
             raise planning.refused(problems)
@@ -191,7 +191,7 @@ def rollback(fs: MultikernelFs, transaction: int | None, *, dry_run: bool) -> Ro
         entry = undoing.to_undo(history, transaction)
         instances, problems = undoing.undone(current.system, entry, wire)
         before, resources = current.system.instances, current.system.resources
-        replaced, why = planning.replacements(before, instances, resources, current.statuses)
+        replaced, why = planning.replacements(before, instances, resources, current.statuses, wire)
         problems += why
         if not is_valid(problems):
             raise planning.refused(problems)

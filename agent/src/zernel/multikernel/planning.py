@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from zernel.devicetree.model import DeviceUse, Instance, Resources, System
-from zernel.devicetree.reading import MAX_PROBLEMS, TooManyProblems
+from zernel.devicetree.reading import bounded
 from zernel.devicetree.units import format_cpus, format_size
 from zernel.devicetree.validate import validate
 from zernel.errors import Problem, ZernelError, fail
@@ -16,6 +16,7 @@ from zernel.multikernel import allocate, growth
 from zernel.multikernel.changes import Step, check_in_place, kept, operations
 from zernel.multikernel.fs import LOADED, has_kernel
 from zernel.multikernel.placement import Layout
+from zernel.multikernel.wire import Wire
 from zernel.record import Record
 from zernel.topology import Topology, locate_devices
 from zernel.topology import read as read_topology
@@ -45,6 +46,12 @@ class Update(Record):
     memory_policy: str | None = None
     memory_base: int | None = None
     id: int | None = None
+
+    def all_cpus(self, existing: Instance) -> tuple[int, ...] | None:
+        """Return the CPUs that there shall be; None where they are not named."""
+        if self.add_cpus or self.remove_cpus:
+            return tuple(sorted({*existing.cpus, *self.add_cpus}.difference(self.remove_cpus)))
+        return self.cpus
 
     def moves(self, existing: Instance) -> bool:
         """Say whether the instance shall be somewhere else than it was asked to be until now."""
@@ -129,9 +136,10 @@ def plan(system: System, request: Request, root: Path = Path("/")) -> tuple[Inst
     name, size = request.name, request.memory_bytes
     wishes, count = request.wishes, request.cpu_count or 0
     cpus = choose(request.cpus, lambda: allocate.choose_cpus(resources, layout, count, name, wishes), ())
+    no_cpus = request.cpus is None and not cpus
     no_memory = len(problems)
     base = choose(request.memory_base, lambda: allocate.choose_memory(system, size, name, wishes, cpus), 0)
-    left_out = ["cpu-none" if not cpus else "", "memory-" if len(problems) > no_memory else ""]
+    left_out = ["cpu-none" if no_cpus else "", "memory-" if len(problems) > no_memory else ""]
     number = choose(request.id, lambda: allocate.choose_id(system, name), 0)
     instance = Instance(
         name,
@@ -258,34 +266,19 @@ def update(
     Where it shall be somewhere else, what is left open is chosen anew: it keeps its name, its id, and how
     much it has.
     """
+    problems = _pointless_cpus(existing, wish)
     if wish.moves(existing):
-        return _moved(system, existing, wish, root)
+        after, found = _moved(system, existing, wish, root)
+        return after, problems + found
     topology = read_topology(system.resources, root)
     layout = Layout(system, topology)
-    problems: list[Problem] = []
-    cpus = existing.cpus if wish.cpus is None else wish.cpus
+    has, named = set(existing.cpus), wish.all_cpus(existing)
+    cpus = existing.cpus if named is None else named
     if wish.cpu_count is not None:
         try:
             cpus = growth.resized(system, existing, wish.cpu_count, layout)
         except ZernelError as error:
             problems.extend(error.problems)
-    has, there, gone = set(existing.cpus), "the instance has it already", "the instance does not have it"
-    for option, wrong, why in (
-        ("--add-cpus", has.intersection(wish.add_cpus), there),
-        ("--remove-cpus", set(wish.remove_cpus) - has, gone),
-    ):
-        if wrong:
-            problems.append(
-                Problem(
-                    "cpu-not-changed",
-                    f"{option}: CPU {format_cpus(wrong)} makes no sense here: {why}",
-                    subject=existing.name,
-                    current_state=f"CPUs {format_cpus(existing.cpus)}",
-                    suggestion="Leave it out, or name with --cpus all CPUs that there shall be",
-                )
-            )
-    if wish.add_cpus or wish.remove_cpus:
-        cpus = tuple(sorted(has.union(wish.add_cpus).difference(wish.remove_cpus)))
     after = existing.but(
         cpus=cpus,
         memory_bytes=existing.memory_bytes if wish.memory_bytes is None else wish.memory_bytes,
@@ -294,7 +287,7 @@ def update(
         id=existing.id if wish.id is None else wish.id,
     )
     blocked = growth.check_growth(system, existing, after)
-    if blocked and check_in_place(existing, after, system.resources):
+    if blocked and wish.memory_base is None and check_in_place(existing, after, system.resources):
         after, blocked = growth.placed_anew(system, after)
     problems += blocked
     # What speaks against the growth in better words is not told twice.
@@ -306,10 +299,26 @@ def update(
     return after, problems
 
 
+def _pointless_cpus(existing: Instance, wish: Update) -> list[Problem]:
+    has, there, gone = set(existing.cpus), "the instance has it already", "the instance does not have it"
+    return [
+        Problem(
+            "cpu-not-changed",
+            f"{option}: CPU {format_cpus(wrong)} makes no sense here: {why}",
+            subject=existing.name,
+            current_state=f"CPUs {format_cpus(existing.cpus)}",
+            suggestion="Leave it out, or name with --cpus all CPUs that there shall be",
+        )
+        for option, wrong, why in (
+            ("--add-cpus", has.intersection(wish.add_cpus), there),
+            ("--remove-cpus", set(wish.remove_cpus) - has, gone),
+        )
+        if wrong
+    ]
+
+
 def _moved(system: System, existing: Instance, wish: Update, root: Path) -> tuple[Instance, list[Problem]]:
-    cpus = wish.cpus
-    if wish.add_cpus or wish.remove_cpus:
-        cpus = tuple(sorted({*existing.cpus, *wish.add_cpus}.difference(wish.remove_cpus)))
+    cpus = wish.all_cpus(existing)
     count = len(existing.cpus) if wish.cpu_count is None else wish.cpu_count
     request = Request(
         existing.name,
@@ -332,6 +341,7 @@ def replacements(
     after: tuple[Instance, ...],
     resources: Resources,
     statuses: dict[str, str],
+    wire: Wire,
 ) -> tuple[frozenset[str], list[Problem]]:
     """Return which instances must be deleted and created anew, as no operation leads from one state to the
     other, and a problem for each: a warning, or an error where a kernel is loaded."""
@@ -339,8 +349,9 @@ def replacements(
     names, problems = set(), []
     for target in after:
         here = there.get(target.name)
-        reasons = check_in_place(here, target, resources) if here is not None else []
-        if not reasons:
+        wanted = wire.expected(target, here)  # a stand-in for the place of memory is no reason
+        why = check_in_place(here, wanted, resources) if here is not None and wanted is not None else []
+        if not why:
             continue
         names.add(target.name)
         status = statuses.get(target.name)
@@ -350,9 +361,7 @@ def replacements(
                 "instance-busy" if loaded else "instance-replaced",
                 f"The instance is {status}" if loaded else "The instance is deleted and created anew",
                 subject=target.name,
-                explanation=tuple(
-                    text for reason in reasons for text in (reason.category, *reason.explanation)
-                ),
+                explanation=tuple(why),
                 conflict="It would have to be deleted and created anew" if loaded else None,
                 suggestion=unload_first(target.name, status) if loaded else None,
                 note=None if loaded else "No kernel is loaded into it: nothing that runs is lost",
@@ -364,8 +373,7 @@ def replacements(
 
 def refused(problems: list[Problem]) -> ZernelError:
     """Return the error of a change that cannot be; as nothing is replaced then, no warning says that."""
-    told = [problem for problem in problems if problem.code != "instance-replaced"]
-    return ZernelError(*(TooManyProblems(told[:MAX_PROBLEMS]).problems if len(told) > MAX_PROBLEMS else told))
+    return ZernelError(*bounded([problem for problem in problems if problem.code != "instance-replaced"]))
 
 
 def check_busy(statuses: dict[str, str], steps: list[Step]) -> list[Problem]:

@@ -7,6 +7,7 @@ Nothing that was declared is moved without need: an instance keeps its memory's 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from zernel.devicetree.model import Instance, System
@@ -94,13 +95,16 @@ def reconcile(
             for one in declarations:
                 if one.name not in target.there and one.request.memory_base is not None:
                     target.add(one, [planning.place_not_chosen(one.name)])
-        replaced, why = planning.replacements(before, after, resources, current.statuses)
+        replaced, why = planning.replacements(before, after, resources, current.statuses, wire)
         problems += target.placed(why)
         if not is_valid(problems):
             raise planning.refused(problems)
-        steps = order(before, after, replaced)
+        try:
+            steps = order(before, after, replaced)
+        except ZernelError as error:
+            raise ZernelError(*target.placed(error.problems)) from error
         if refusals := planning.check_busy(current.statuses, steps) + wire.refusals(steps, resources):
-            raise ZernelError(*refusals)
+            raise ZernelError(*target.placed(refusals))
         done: tuple[Transaction, ...] = ()
         net = _net(before, after, replaced)
         if steps and journal is not None:
@@ -285,7 +289,7 @@ class _Target:
             place = one.places.get(_ABOUT.get(problem.code, ""), one.places[""])
             self.problems.append(problem.but(locations=problem.locations or (place,)))
 
-    def placed(self, problems: list[Problem]) -> list[Problem]:
+    def placed(self, problems: Iterable[Problem]) -> list[Problem]:
         """Return problems of declared instances with the places of the declarations."""
         places = {one.name: (one.places[""],) for one in self.declarations}
         return [problem.but(locations=places.get(problem.subject or "", ())) for problem in problems]

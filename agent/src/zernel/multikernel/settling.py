@@ -165,7 +165,7 @@ class _Undoing:
             self.stuck.add(name)
             self.texts.append(f"{part} and could not be {_BACK[step.verb]}{failure}")
             if now is None and step.before is not None:  # once the journal is given up, nothing else tells
-                self.texts.append(f"To create {name} as it was: {_creation(step.before)}")
+                self.texts.append(f"To create {name} as it was: {_creation(self.wire, step.before)}")
             return
         self.texts.append(f"{part}, and was {_BACK[step.verb]}")
         if step.before is None and now is not None:
@@ -198,12 +198,12 @@ class _Undoing:
         return f": {taken}" if taken else why
 
 
-def _creation(instance: Instance) -> str:
+def _creation(wire: Wire, instance: Instance) -> str:
     """Return the command that creates an instance as it is."""
     options = {
         "cpus": format_cpus(instance.cpus),
         "memory": exact_size(instance.memory_bytes),
-        "memory-base": f"{instance.memory_base:#x}",
+        "memory-base": "" if wire.places_memory else f"{instance.memory_base:#x}",
         "devices": ",".join(map(str, instance.devices)),
         "id": str(instance.id or ""),
         "numa-nodes": format_cpus(instance.numa_nodes) if instance.numa_nodes else "",

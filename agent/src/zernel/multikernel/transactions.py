@@ -48,11 +48,12 @@ def change(
             pool_notes = settle_pool(fs, journal.directory) if settle and not dry_run else ()
             wire = wire_for(fs)
             settled = Settled(fs)
+            at_work = dry_run and journal.is_locked()
             if not settle:
                 settled = settled.but(notes=_unsettled(journal))
-            elif not (dry_run and journal.is_locked()):
+            elif not at_work:
                 settled = settling.settle(fs, wire, journal, dry_run=dry_run)
-            if not (dry_run and journal.is_locked()):
+            if not at_work:
                 settled = settled.but(
                     notes=(*pool_notes, *settled.notes, *CallJournal(journal).settle(fs, dry_run=dry_run))
                 )

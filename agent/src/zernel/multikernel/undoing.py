@@ -7,7 +7,7 @@ from zernel.devicetree.model import Instance, System
 from zernel.devicetree.validate import validate
 from zernel.errors import Problem, ZernelError, fail
 from zernel.multikernel import allocate
-from zernel.multikernel.changes import differences
+from zernel.multikernel.changes import check_in_place, differences
 from zernel.multikernel.journal import Entry
 from zernel.multikernel.wire import Wire
 
@@ -87,16 +87,19 @@ def undone(system: System, entry: Entry, wire: Wire) -> tuple[tuple[Instance, ..
                     suggestion=f"Create it anew: zernel create {name}",
                 )
             )
-        elif now is None and wire.places_memory:
-            rest = System(system.resources, tuple(instances.values()))
-            wishes = allocate.Wishes(before.numa_nodes, before.cpu_affinity, before.memory_policy)
-            try:
-                base = allocate.choose_memory(rest, before.memory_bytes, name, wishes, before.cpus)
-                instances[name] = before.but(memory_base=base)
-            except ZernelError as error:
-                problems += error.problems
         else:
-            instances[name] = wire.expected(before, now) or before
+            back = wire.expected(before, now) or before
+            if wire.places_memory and (now is None or check_in_place(now, back, system.resources)):
+                # It is created anew, and what there is of it now makes room.
+                others = tuple(one for one in instances.values() if one.name != name)
+                rest = System(system.resources, others)
+                wishes = allocate.Wishes(before.numa_nodes, before.cpu_affinity, before.memory_policy)
+                try:
+                    base = allocate.choose_memory(rest, before.memory_bytes, name, wishes, before.cpus)
+                    back = back.but(memory_base=base)
+                except ZernelError as error:
+                    problems += error.problems
+            instances[name] = back
     if not problems:
         problems += validate(System(system.resources, tuple(instances.values())))
     return tuple(instances.values()), problems
