@@ -2,10 +2,11 @@
 /*
  * Zernel's CPU scheduler for sched_ext, Linux 6.12 and later.
  *
- * A task that wakes takes an idle CPU at once if there is one: its previous CPU first, then one of the
- * same NUMA node, then any. Otherwise it waits in its tenant's queue of its NUMA node, in order of virtual
- * time (CPU time received, divided by weight); a task bound to one CPU waits in a queue of that CPU. A CPU
- * serves the tenant that got least for its weight, and helps out other nodes when it has nothing to do.
+ * A task that wakes takes the CPU of a waker that is about to sleep, or an idle CPU at once if there is one:
+ * its previous CPU first, then one of the same NUMA node, then any. Otherwise it waits in its tenant's queue
+ * of its NUMA node, in order of virtual time (CPU time received, divided by weight); a task bound to one CPU
+ * waits in a queue of that CPU. A CPU serves the tenant that got least for its weight, and helps out other
+ * nodes when it has nothing to do.
  *
  * User space (zernel.scheduler.loader) sets the constants, the settings and `cpus` and `nodes` before it
  * attaches `zernel_ops`, and reads what sched_intf.h describes.
@@ -22,26 +23,33 @@ s32 BPF_PROG(zernel_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_fl
 	struct cpu *previous = cpu_of(prev_cpu), *chosen;
 	struct task *t = task_of(p);
 	struct queue *queue;
+	bool handed_on;
 	s32 cpu;
 
 	if (!previous || !t)
 		return prev_cpu;
 	note_wake(p, t);
-	cpu = pick_idle(p, prev_cpu, previous, preferred_node(p, t, previous->node));
-	if (cpu < 0)
-		return prev_cpu;
-	chosen = cpu_of(cpu);
+	handed_on = wake_flags & scx_wake_sync && waker_gives_way(p, t);
+	cpu = handed_on ? (s32)bpf_get_smp_processor_id()
+			: pick_idle(p, prev_cpu, previous, preferred_node(p, t, previous->node));
+	chosen = cpu < 0 ? NULL : cpu_of(cpu);
 	if (!chosen)
 		return prev_cpu;
-	count(idle_hits);
+	if (handed_on)
+		count(handed_on);
+	else
+		count(idle_hits);
 	if (previous->node != chosen->node)
 		count(idle_remote);
 	find_tenant(p, t);
 	queue = queue_of(home(chosen), t->tenant);
 	if (queue)
 		t->vtime = settled(p, t->vtime, &queue->clock);
-	/* The local queue is that of the CPU returned here; enqueue() is then not called. */
-	dsq_insert(p, scx_dsq_local, settings.slice_ns, scx_enq_immed);
+	/*
+	 * The local queue is that of the CPU returned here; enqueue() is then not called. A waker that gives
+	 * way still runs.
+	 */
+	dsq_insert(p, scx_dsq_local, settings.slice_ns, handed_on ? 0 : scx_enq_immed);
 	return cpu;
 }
 
@@ -341,7 +349,8 @@ s32 BPF_PROG(zernel_init)
 	const struct cpumask *online;
 	s32 error = 0;
 
-	if (!scx_dsq_local || !scx_enq_wakeup || !scx_kick_idle || !scx_kick_preempt || !scx_pick_idle_core)
+	if (!scx_dsq_local || !scx_enq_wakeup || !scx_wake_sync || !scx_kick_idle || !scx_kick_preempt ||
+	    !scx_pick_idle_core)
 		return -ERROR_INVALID;
 	if (nr_cpus < scx_bpf_nr_cpu_ids() || !nr_nodes || nr_nodes > MAX_NODES || !settings.slice_ns)
 		return -ERROR_INVALID;

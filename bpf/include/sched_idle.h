@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Finding an idle CPU near where a task ran. */
+/* Finding a CPU for a task that wakes: an idle one near where it ran, or that of the task that woke it. */
 #pragma once
 
-#include "sched_state.h"
+#include "sched_role.h"
+
+#define PF_IDLE	   0x2 /* include/linux/sched.h: the task of an idle CPU, and one that ends */
+#define PF_EXITING 0x4
 
 static __always_inline bool core_is_idle(s32 cpu)
 {
@@ -58,4 +61,22 @@ static __always_inline s32 pick_idle(struct task_struct *p, s32 prev_cpu, const 
 	if (cpu < 0 && nr_nodes > 1 && settings.numa)
 		cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
 	return cpu;
+}
+
+/*
+ * Is task p to follow its waker on this CPU? The waker said that it is about to sleep (the two ends of a pipe
+ * or a socket), and nothing else waits for this CPU: then the task runs sooner here, where what it waited for
+ * is in the cache, than on an idle CPU that must be woken first. Nobody else could take it from here, so
+ * that one that must not wait takes the idle CPU: some wakers do not sleep.
+ */
+static __always_inline bool waker_gives_way(struct task_struct *p, struct task *t)
+{
+	u32 this_cpu = bpf_get_smp_processor_id();
+	struct task_struct *waker = bpf_get_current_task_btf();
+	struct cpu *here = cpu_of(this_cpu);
+	struct node *node = here ? node_of(home(here)) : NULL;
+
+	return node && !node->waiting && !here->bound.waiting && !scx_bpf_dsq_nr_queued(scx_dsq_local) &&
+	       !(waker->flags & (PF_IDLE | PF_EXITING)) && bpf_cpumask_test_cpu(this_cpu, p->cpus_ptr) &&
+	       policy_of(t)->preemption < PREEMPT_PREEMPTIVE;
 }

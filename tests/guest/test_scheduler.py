@@ -43,7 +43,7 @@ def test_a_hard_mix_of_tasks_starves_nobody_and_is_not_ejected(any_kernel: Host)
     assert any_kernel.state() == "enabled"
     metrics = any_kernel.metrics()
     assert metrics["zernel_scheduler_loads_total"] == 1
-    for place in ("idle_cpu", "node_queue", "cpu_queue", "next"):
+    for place in ("idle_cpu", "waker_cpu", "node_queue", "cpu_queue", "next"):
         assert metrics[f'zernel_scheduler_placements_total{{place="{place}"}}'] > 0
 
 
