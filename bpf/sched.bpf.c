@@ -29,7 +29,7 @@ s32 BPF_PROG(zernel_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_fl
 	if (!previous || !t)
 		return prev_cpu;
 	note_wake(p, t);
-	handed_on = wake_flags & scx_wake_sync && waker_gives_way(p, t);
+	handed_on = wake_flags & scx_wake_sync && waker_gives_way(p, t, previous);
 	cpu = handed_on ? (s32)bpf_get_smp_processor_id()
 			: pick_idle(p, prev_cpu, previous, preferred_node(p, t, previous->node));
 	chosen = cpu < 0 ? NULL : cpu_of(cpu);

@@ -69,14 +69,14 @@ static __always_inline s32 pick_idle(struct task_struct *p, s32 prev_cpu, const 
  * is in the cache, than on an idle CPU that must be woken first. Nobody else could take it from here, so
  * that one that must not wait takes the idle CPU: some wakers do not sleep.
  */
-static __always_inline bool waker_gives_way(struct task_struct *p, struct task *t)
+static __always_inline bool waker_gives_way(struct task_struct *p, struct task *t, const struct cpu *previous)
 {
 	u32 this_cpu = bpf_get_smp_processor_id();
 	struct task_struct *waker = bpf_get_current_task_btf();
 	struct cpu *here = cpu_of(this_cpu);
 	struct node *node = here ? node_of(home(here)) : NULL;
 
-	return node && !node->waiting && !here->bound.waiting && !scx_bpf_dsq_nr_queued(scx_dsq_local) &&
-	       !(waker->flags & (PF_IDLE | PF_EXITING)) && bpf_cpumask_test_cpu(this_cpu, p->cpus_ptr) &&
-	       policy_of(t)->preemption < PREEMPT_PREEMPTIVE;
+	return node && home(previous) == home(here) && !node->waiting && !here->bound.waiting &&
+	       !scx_bpf_dsq_nr_queued(scx_dsq_local) && !(waker->flags & (PF_IDLE | PF_EXITING)) &&
+	       bpf_cpumask_test_cpu(this_cpu, p->cpus_ptr) && policy_of(t)->preemption < PREEMPT_PREEMPTIVE;
 }

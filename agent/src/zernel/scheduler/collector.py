@@ -34,7 +34,7 @@ _PLACEMENTS = {
 
 # Other counters: metric (_total is appended), what it means. An object that does not count one has none.
 _COUNTERS = {
-    "idle_remote": ("zernel_scheduler_idle_remote", "Tasks that woke on a CPU of another NUMA node."),
+    "idle_remote": ("zernel_scheduler_idle_remote", "Tasks that took an idle CPU of another NUMA node."),
     "dispatched": ("zernel_scheduler_dispatches", "Tasks that a CPU took from a queue."),
     "stolen": ("zernel_scheduler_steals", "Tasks that a CPU took from another NUMA node's queue."),
     "rescues": (
