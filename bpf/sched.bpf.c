@@ -23,22 +23,28 @@ s32 BPF_PROG(zernel_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_fl
 	struct cpu *previous = cpu_of(prev_cpu), *chosen;
 	struct task *t = task_of(p);
 	struct queue *queue;
+	struct task_struct *waker;
 	bool handed_on;
+	u32 near;
 	s32 cpu;
 
 	if (!previous || !t)
 		return prev_cpu;
 	note_wake(p, t);
-	handed_on = wake_flags & scx_wake_sync && waker_gives_way(p, t, previous);
-	cpu = handed_on ? (s32)bpf_get_smp_processor_id()
-			: pick_idle(p, prev_cpu, previous, preferred_node(p, t, previous->node));
+	waker = bpf_get_current_task_btf();
+	near = preferred_node(p, t, previous->node);
+	handed_on = wake_flags & scx_wake_sync && may_follow(p, t, near, waker);
+	cpu = handed_on ? (s32)bpf_get_smp_processor_id() : pick_idle(p, prev_cpu, previous, near);
 	chosen = cpu < 0 ? NULL : cpu_of(cpu);
 	if (!chosen)
 		return prev_cpu;
-	if (handed_on)
+	if (handed_on) {
 		count(handed_on);
-	else
+		if (waker->scx.slice > GIVES_WAY_NS)
+			waker->scx.slice = GIVES_WAY_NS;
+	} else {
 		count(idle_hits);
+	}
 	if (previous->node != chosen->node)
 		count(idle_remote);
 	find_tenant(p, t);

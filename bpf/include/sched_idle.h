@@ -63,20 +63,24 @@ static __always_inline s32 pick_idle(struct task_struct *p, s32 prev_cpu, const 
 	return cpu;
 }
 
+/* How long a waker may go on that said it is about to sleep; then its slice ends. */
+#define GIVES_WAY_NS (1000 * NSEC_PER_USEC)
+
 /*
- * Is task p to follow its waker on this CPU? The waker said that it is about to sleep (the two ends of a pipe
- * or a socket), and nothing else waits for this CPU: then the task runs sooner here, where what it waited for
- * is in the cache, than on an idle CPU that must be woken first. Nobody else could take it from here, so
- * that one that must not wait takes the idle CPU: some wakers do not sleep.
+ * May task p follow its waker on this CPU? The waker said that it is about to sleep (as the two ends of a
+ * pipe or a socket do), and nothing else waits for this CPU: then p runs sooner here, where what it waited
+ * for is in the cache, than on an idle CPU that must be woken first. Some wakers do not sleep, and nobody
+ * else can take p from here: one that must run sooner than that is found out takes the idle CPU.
  */
-static __always_inline bool waker_gives_way(struct task_struct *p, struct task *t, const struct cpu *previous)
+static __always_inline bool may_follow(struct task_struct *p, struct task *t, u32 near,
+				       struct task_struct *waker)
 {
 	u32 this_cpu = bpf_get_smp_processor_id();
-	struct task_struct *waker = bpf_get_current_task_btf();
+	u64 target = policy_of(t)->latency_target_ns;
 	struct cpu *here = cpu_of(this_cpu);
 	struct node *node = here ? node_of(home(here)) : NULL;
 
-	return node && home(previous) == home(here) && !node->waiting && !here->bound.waiting &&
-	       !scx_bpf_dsq_nr_queued(scx_dsq_local) && !(waker->flags & (PF_IDLE | PF_EXITING)) &&
-	       bpf_cpumask_test_cpu(this_cpu, p->cpus_ptr) && policy_of(t)->preemption < PREEMPT_PREEMPTIVE;
+	return node && (here->node == near || !settings.numa) && (!target || target >= GIVES_WAY_NS) &&
+	       !node->waiting && !here->bound.waiting && !scx_bpf_dsq_nr_queued(scx_dsq_local) &&
+	       !(waker->flags & (PF_IDLE | PF_EXITING)) && bpf_cpumask_test_cpu(this_cpu, p->cpus_ptr);
 }
