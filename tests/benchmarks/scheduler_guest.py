@@ -18,7 +18,7 @@ from typing import Any
 from urllib.request import urlopen
 
 from c_build import build_program
-from cuda_stub import build_library, build_nccl
+from cuda_stub import build_library, build_nccl, build_workload
 from debian_packages import unpacked
 from guest.scheduler_host import HERE, Host
 from testbed import Guest, GuestSpec, image
@@ -30,7 +30,12 @@ MEMORY_MIB = 8192
 RUN_TIMEOUT = 180.0
 _LAUNCHED = 'zernel_scheduler_wakeup_delay_seconds_count{role="launcher"}'
 _DATA = "/var/tmp/dataset"
-_ACTIVITY = "/sys/fs/bpf/zernel/gpu_activity"
+_GPU_SIGNAL = 'zernel_scheduler_signal_up{signal="since_gpu_sync_s"}'
+# Between two runs nothing else uses the libraries, and zerneld would have to find them anew.
+_HOLDER = (
+    f"{{ printf 'init\\ncreate 0\\nopen {PROGRAMS}/libnccl.so.2\\n'; sleep infinity; }} | "
+    f"{PROGRAMS}/workload {PROGRAMS}/libcuda.so.1"
+)
 
 # What an interpreter does most: objects, dictionaries, strings.
 _WORK = """
@@ -140,7 +145,7 @@ class Bench:
 
 def training_words(**settings: object) -> list[str]:
     """Return the arguments of training.c: its threads use the stubs and, if there are loaders, a data set."""
-    plain = {"cuda": f"{PROGRAMS}/libcuda.so.1", "data": _DATA, "activity": _ACTIVITY}
+    plain = {"cuda": f"{PROGRAMS}/libcuda.so.1", "data": _DATA}
     return [f"{name}={value}" for name, value in {**plain, **settings}.items()]
 
 
@@ -176,6 +181,7 @@ def booted() -> Iterator[Bench]:
             build_program(HERE / f"workloads/{name}.c", programs)
         build_library(programs)
         build_nccl(programs)
+        build_workload(programs)
         (programs / "hackbench").write_bytes((unpacked("rt-tests") / "usr/bin/hackbench").read_bytes())
         for path in programs.iterdir():
             path.chmod(0o755)
@@ -183,9 +189,12 @@ def booted() -> Iterator[Bench]:
             bench = Bench(Host(guest))
             guest.put(programs, PROGRAMS)
             guest.run(f"dd if=/dev/urandom of={_DATA} bs=1M count=16 oflag=direct status=none")
-            # Once, so that the map is there in which the training loop notes its waits for the GPU.
             bench.host.reset()
+            # Under either scheduler: what the probe costs is no difference between them.
+            guest.run("systemctl start zerneld")
+            bench.start("bench-holder", {}, "sh", "-c", _HOLDER)
             bench.use(True)
+            bench.host.until(lambda: bench.metrics().get(_GPU_SIGNAL) == 1, "zerneld's probe sees no GPU")
             bench.use(False)
             print(f"  {'KVM' if guest.kvm else 'emulated'}, {time.strftime('%H:%M:%S')}", file=sys.stderr)
             yield bench

@@ -11,8 +11,6 @@
  *   batches=N       micro-batches of a step (1): each is launched, and waited for, forward and backward
  *   launch_us=N     CPU time that preparing one launch takes (100)
  *   optimizer_us=N  CPU time of the optimizer at the end of a step (0: there is none)
- *   activity=PATH   a pinned map like that of gpu_activity.h, where each wait for the GPU is noted: for a
- *                   guest in which no probe does that
  *
  * Prints as JSON, all in microseconds: how long each step took, and how long the launching thread was ready
  * but did not run after each wait for the GPU, as the kernel accounts for it. Then what part of a CPU the
@@ -24,7 +22,6 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
-#include <linux/bpf.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
@@ -34,7 +31,6 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -58,7 +54,7 @@ enum {
 
 static struct {
 	long seconds, hogs, loaders, batches, launch_us, optimizer_us;
-	const char *cuda, *nccl, *data, *activity;
+	const char *cuda, *nccl, *data;
 } wanted = {.seconds = 10, .batches = 1, .launch_us = 100};
 
 static void fail(const char *what)
@@ -152,40 +148,6 @@ static void open_gpu(void)
 	launch_kernel = function(cuda, "cuLaunchKernel");
 	if (wanted.nccl)
 		all_reduce = function(nccl, "ncclAllReduce");
-}
-
-/* Noting waits for the GPU as a probe would, but in the program itself; struct gpu_activity. */
-static struct {
-	uint64_t sync_ns, launch_ns, nccl_ns;
-} seen;
-static int activity_map = -1, activity_key;
-
-static void open_activity(void)
-{
-	union bpf_attr get = {.pathname = (uintptr_t)wanted.activity};
-
-	if (!wanted.activity)
-		return;
-	/* The key of a task storage is a pidfd; O_EXCL: that of a thread. */
-	activity_key = (int)syscall(SYS_pidfd_open, gettid(), O_EXCL);
-	activity_map = (int)syscall(SYS_bpf, BPF_OBJ_GET, &get, sizeof(get));
-	if (activity_key < 0 || activity_map < 0)
-		fail(wanted.activity);
-}
-
-static void note_activity(void)
-{
-	union bpf_attr update = {
-		.map_fd = (uint32_t)activity_map,
-		.key = (uintptr_t)&activity_key,
-		.value = (uintptr_t)&seen,
-	};
-
-	if (activity_map < 0)
-		return;
-	seen.sync_ns = seen.launch_ns = (uint64_t)clock_us(CLOCK_MONOTONIC) * 1000;
-	if (syscall(SYS_bpf, BPF_MAP_UPDATE_ELEM, &update, sizeof(update)))
-		fail("note GPU activity");
 }
 
 /* ---- Data loading ---- */
@@ -298,7 +260,6 @@ static void wait_for_gpu(void)
 	synchronize(NULL);
 	if (waits < MAX_WAITS)
 		wait_us[waits++] = (uint32_t)((waited_ns() - before) / 1000);
-	note_activity();
 }
 
 static void step(void)
@@ -351,7 +312,7 @@ static void read_arguments(int argc, char **argv)
 		{"loaders", &wanted.loaders, NULL},	{"batches", &wanted.batches, NULL},
 		{"launch_us", &wanted.launch_us, NULL}, {"optimizer_us", &wanted.optimizer_us, NULL},
 		{"cuda", NULL, &wanted.cuda},		{"nccl", NULL, &wanted.nccl},
-		{"data", NULL, &wanted.data},		{"activity", NULL, &wanted.activity},
+		{"data", NULL, &wanted.data},
 	};
 
 	for (int i = 1; i < argc; i++) {
@@ -385,7 +346,6 @@ int main(int argc, char **argv)
 	read_arguments(argc, argv);
 	start_hogs(); /* before there are threads */
 	open_gpu();
-	open_activity();
 	account = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
 	if (account < 0)
 		fail("schedstat");
