@@ -116,6 +116,88 @@ def test_what_can_never_be_undone_stops_no_kernel_and_can_be_given_up(
     assert host.json("rollback", "--give-up")["status"] == "unchanged"
 
 
+def x_is_in_the_way_of(host: Host, killed: Killed) -> None:
+    """Leave a replacement of x that cannot be undone, as another instance has by now what x had."""
+    replacing_x(host, killed)
+    write_overlay(host, wire_of(host).create(TAKES_XS))
+    assert "cannot be undone" in host.refused("create", "db", "--cpus=8", "--memory=1GB")
+
+
+@BOTH
+@pytest.mark.parametrize("words", [("delete", "other"), ("ensure", "other", "--state=absent")])
+def test_what_is_in_the_way_can_be_deleted(host: Host, killed: Killed, words: tuple[str, ...]) -> None:
+    x_is_in_the_way_of(host, killed)
+    before = names(host)
+    planned = host.json(*words, "--dry-run")
+    assert names(host) == before
+    done = host.json(*words)
+    assert done["changed"]
+    assert done["notes"] == planned["notes"]
+    assert "cannot be undone yet; x: it was deleted and could not be created again" in done["notes"][0]
+    assert names(host) == set()
+    assert pending(host)
+    assert "x: it was deleted, and was created again" in host.json(*NOTHING)["notes"][0]
+    assert ids(host) == {"x": 1}
+    assert not pending(host)
+    # It is a change as any other: what it deleted cannot come back now, as x has that again.
+    assert "CPU allocation conflict" in host.refused("rollback")
+    host.ok("delete", "x")
+    host.ok("rollback")
+    assert ids(host) == {"x": 1}
+
+
+@BOTH
+def test_what_an_unsettled_change_is_about_is_not_deleted_past_it(host: Host, killed: Killed) -> None:
+    x_is_in_the_way_of(host, killed)
+    assert "cannot be undone" in host.refused("delete", "x", "--ensure")
+    assert host.json("delete", "nobody", "--ensure")["changed"] is False
+    assert ids(host) == {"other": 9}
+
+
+@BOTH
+def test_sigkill_at_every_moment_of_deleting_what_is_in_the_way(host: Host, killed: Killed) -> None:
+    moment, status, outcomes = 0, -signal.SIGKILL, []
+    while status == -signal.SIGKILL:
+        x_is_in_the_way_of(host, killed)
+        (journal,) = host.state.rglob("journal.json")
+        history = {path.name for path in journal.parent.glob("history/[1-9]*")}
+        status, _ = killed(moment, "delete", "other", calls=VISIBLE)
+        moment += 2
+        assert journal.exists()
+        gone, begun = "other" not in names(host), (journal.parent / "deletion.json").exists()
+        outcomes.append((gone, begun))
+        # The next command says what became of it, whether it can go on or not.
+        shown = host.run("create", "db", "--cpus=8", "--memory=1GB", "--format=json")
+        said = f"An earlier 'zernel delete other' was interrupted: the instance is {'' if gone else 'still '}"
+        assert (said in shown.stdout) is begun
+        assert shown.returncode == (0 if gone else 1)
+        assert not (journal.parent / "deletion.json").exists()
+        if not gone:
+            assert killed(-1, "delete", "other")[0] == 0
+        assert killed(-1, *NOTHING)[0] == 0
+        assert ids(host)["x"] == 1
+        assert not pending(host)
+        assert len({path.name for path in journal.parent.glob("history/[1-9]*")} - history) == 1 + gone
+        clear(host)
+    assert status == 0
+    assert {(False, False), (False, True), (True, True), (True, False)} == set(outcomes)
+
+
+@BOTH
+def test_a_deletion_beside_what_cannot_be_settled_is_given_up_with_it(host: Host, killed: Killed) -> None:
+    x_is_in_the_way_of(host, killed)
+    moment = 0
+    while not any(host.state.rglob("deletion.json")):
+        assert killed(moment, "delete", "other", calls=VISIBLE)[0] == -signal.SIGKILL
+        moment += 2
+    assert any("delete other" in note for note in host.json("unload", "other", "--ensure")["notes"])
+    done = host.json("rollback", "--give-up")
+    assert done["status"] == "given-up"
+    assert done["notes"] == ["An earlier 'zernel delete other' was interrupted: the instance is still there"]
+    assert not pending(host)
+    assert not any(host.state.rglob("deletion.json"))
+
+
 def test_a_replacement_is_settled_rather_than_given_up_where_it_can_be(host: Host, killed: Killed) -> None:
     replacing_x(host, killed)
     done = host.json("rollback", "--give-up")

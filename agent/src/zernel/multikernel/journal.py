@@ -6,7 +6,8 @@ directory for each multikernel file system: a kernel has one, wherever it is mou
 simulation goes by its mount. The lock is flock(2) on a file: the kernel drops it when its
 holder dies, so a file that was left behind means nothing. The journal holds the change in progress, written
 before the kernel is asked and removed after its answer was read; what a killed command left is settled by the
-next one. The history holds the last `HISTORY` changes, one file each, for ``zernel rollback``.
+next one. The history holds the last `HISTORY` changes, one file each, for ``zernel rollback``. A deletion
+that is made while the journal holds what cannot be settled has a journal of its own, ``beside`` that one.
 
 What an entry says is true of one boot of the kernel, or one run of a simulation (``identity``): transactions
 are numbered anew with each, and equal changes have equal overlays. While the change is made, the entry is
@@ -38,6 +39,7 @@ MAX_BYTES = 4 << 20
 """More than the largest change takes: 512 instances, before and after."""
 FORMAT = 2
 """Of the entries. Those of the first had neither an identity nor the transactions of single steps."""
+_JOURNAL = "The journal of instance changes"
 ACTIONS = ("create", "delete", "update", "rollback", "apply")
 
 
@@ -84,11 +86,12 @@ def directory_of(fs: MultikernelFs) -> Path:
 
 
 class Journal:
-    """The journal of one multikernel file system. Use it under its `lock`."""
+    """The journal of one multikernel file system, or the one ``beside`` it. Use it under its `lock`."""
 
-    def __init__(self, fs: MultikernelFs) -> None:
+    def __init__(self, fs: MultikernelFs, *, beside: bool = False) -> None:
         self.directory = directory_of(fs)
-        self.path = self.directory / "journal.json"
+        self.first = self.directory / "journal.json"
+        self.path = self.directory / "deletion.json" if beside else self.first
         self.done = self.directory / "history"
 
     def lock(self) -> AbstractContextManager[None]:
@@ -119,8 +122,9 @@ class Journal:
         self.end()
 
     def next_number(self) -> int:
-        """Return the number for a new change."""
-        return max(self._numbers(), default=0) + 1
+        """Return the number for a new change; one that is not settled may still need its own."""
+        waiting = _read(self.first, _JOURNAL)
+        return max((*self._numbers(), waiting.number if waiting else 0)) + 1
 
     def pending(self) -> Entry | None:
         """Return the change that a command began and did not end, or None.
@@ -128,7 +132,7 @@ class Journal:
         Raises `ZernelError` for one that is not understood, among them those of an older Zernel: what became
         of their single steps cannot be told.
         """
-        entry = _read(self.path, "The journal of instance changes")
+        entry = _read(self.path, _JOURNAL)
         if entry is not None and entry.identity is None:
             raise fail(
                 "journal-older",

@@ -80,8 +80,11 @@ def create(
 
 
 def delete(fs: MultikernelFs, name: str, *, dry_run: bool, ensure: bool) -> Outcome:
-    """Delete an instance. With ``ensure``, one that is not there is no error."""
-    with change(fs, dry_run) as (wire, journal, settled):
+    """Delete an instance. With ``ensure``, one that is not there is no error.
+
+    A change that cannot be settled does not stop it, unless it is about this instance.
+    """
+    with change(fs, dry_run, deletes=name) as (wire, journal, settled):
         fs, notes = settled.fs, settled.notes
         problems = check_name(name)
         if problems:

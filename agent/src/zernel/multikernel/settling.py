@@ -9,7 +9,8 @@ any number of times, and taken up again.
 
 What cannot be undone stays in the journal, and no change is made before it is settled, or given up by a
 person (`give_up`). Halting and unloading a kernel change nothing that a plan is made of, and never wait for
-that: a host whose instance hangs must be able to stop it.
+that: a host whose instance hangs must be able to stop it. Nor does the deletion of an instance that the
+change is not about: that may be what is in its way. It is journalled beside it, and settled before it.
 
 Undoing writes inverse overlays, and never removes the directory of a transaction: kernels of the first
 version refuse that, and those of the second undo by it what a failed transaction never did, which may be
@@ -245,19 +246,34 @@ def _in_use(fs: MultikernelFs, name: str) -> bool:
 class Settled(Record):
     """What became of a change that an earlier command left: notes for a person, which instances it had
     created, and which were removed now. ``fs`` is the file system, in a dry run as settling would leave it.
+    ``left`` says that a part could not be undone, and that the journal still holds it.
     """
 
     fs: MultikernelFs
     notes: tuple[str, ...] = ()
     created: frozenset[str] = frozenset()
     removed: tuple[Instance, ...] = ()
+    left: bool = False
+
+    def then(self, following: Settled) -> Settled:
+        """Return what became of two changes, this one's settled first."""
+        return Settled(
+            following.fs,
+            (*self.notes, *following.notes),
+            self.created | following.created,
+            (*self.removed, *following.removed),
+            self.left or following.left,
+        )
 
 
-def settle(fs: MultikernelFs, wire: Wire, journal: Journal, *, dry_run: bool) -> Settled:
+def settle(
+    fs: MultikernelFs, wire: Wire, journal: Journal, *, dry_run: bool, deletes: str | None = None
+) -> Settled:
     """Finish what an earlier command left, and say what was found; in a dry run, what would be.
 
     A change whose steps were all done is kept; any other is undone. Raises `ZernelError`, and keeps the
-    journal, when a part still cannot be undone: no change is safe before that.
+    journal, when a part still cannot be undone: no change is safe before that, but one that ``deletes`` an
+    instance which the unfinished one is not about.
     """
     entry = journal.pending()
     if entry is None:
@@ -279,7 +295,10 @@ def settle(fs: MultikernelFs, wire: Wire, journal: Journal, *, dry_run: bool) ->
         return Settled(fs, (f"{earlier}: {_done(entry)}",), created)
     undone = undo(fs, wire, None if dry_run else journal, entry)
     if undone.left:
-        raise _leftover(entry, (earlier, *undone.texts))
+        if deletes is None or deletes in {step.name for step in entry.steps}:
+            raise _leftover(entry, (earlier, *undone.texts))
+        note = "; ".join((f"{earlier} and cannot be undone yet", *undone.texts))
+        return Settled(undone.fs, (note,), removed=undone.removed, left=True)
     if not dry_run:
         journal.end()
     outcome = "; ".join(undone.texts)
@@ -307,8 +326,8 @@ def _leftover(entry: Entry, texts: tuple[str, ...]) -> ZernelError:
         f"What a failed {'creation' if new else 'change'} left cannot be {'removed' if new else 'undone'}",
         subject=entry.steps[0].name,
         explanation=texts,
-        suggestion="Free what is in its way, then run the command again: each tries first to undo it;"
-        f" the kernel log may tell more: {KERNEL_LOG}",
+        suggestion="Free what is in its way (zernel kill, unload and delete do not wait for this), then run"
+        f" it again: each command tries first to undo it; the kernel log may tell more: {KERNEL_LOG}",
         alternative="Leave it as it is, and end that change: zernel rollback --give-up",
     )
 

@@ -27,16 +27,17 @@ from zernel.multikernel.wire_probe import wire_for
 
 @contextmanager
 def change(
-    fs: MultikernelFs, dry_run: bool, *, settle: bool = True
+    fs: MultikernelFs, dry_run: bool, *, settle: bool = True, deletes: str | None = None
 ) -> Iterator[tuple[Wire, Journal | None, Settled]]:
     """Hold the lock and settle what was left; give the kernel's wire format. A dry run has no journal.
 
     Plans are made on the `Settled.fs`: in a dry run it is what settling would leave. Where a command is at
     work while a dry run looks, what its journal holds is no leftover. Without ``settle``, what was left is
-    said and nothing more. Errors carry the simulation's label, and the notes: the journal does not hold them
-    any more.
+    said and nothing more. What cannot be settled stops every change but one that ``deletes`` an instance
+    which it is not about; its journal is the one beside. Errors carry the simulation's label, and the notes:
+    the journal does not hold them any more.
     """
-    journal = Journal(fs)
+    journal, beside = Journal(fs), Journal(fs, beside=True)
     with labelling(fs):
         if not dry_run and os.geteuid() != 0:
             raise fail(
@@ -47,18 +48,19 @@ def change(
         with nullcontext() if dry_run else journal.lock():
             pool_notes = settle_pool(fs, journal.directory) if settle and not dry_run else ()
             wire = wire_for(fs)
-            settled = Settled(fs)
+            settled = Settled(fs, pool_notes)
             at_work = dry_run and journal.is_locked()
-            if not settle:
-                settled = settled.but(notes=_unsettled(journal))
-            elif not at_work:
-                settled = settling.settle(fs, wire, journal, dry_run=dry_run)
-            if not at_work:
-                settled = settled.but(
-                    notes=(*pool_notes, *settled.notes, *CallJournal(journal).settle(fs, dry_run=dry_run))
-                )
             try:
-                yield wire, None if dry_run else journal, settled
+                if not settle:
+                    settled = settled.but(notes=(*_unsettled(beside), *_unsettled(journal)))
+                elif not at_work:
+                    for one in (beside, journal):
+                        found = settling.settle(settled.fs, wire, one, dry_run=dry_run, deletes=deletes)
+                        settled = settled.then(found)
+                if not at_work:
+                    calls = CallJournal(journal).settle(fs, dry_run=dry_run)
+                    settled = settled.but(notes=(*settled.notes, *calls))
+                yield wire, None if dry_run else beside if settled.left else journal, settled
             except ZernelError as error:
                 raise _noted(error, settled.notes) from error.__cause__
 
@@ -75,7 +77,9 @@ def give_up(fs: MultikernelFs, *, dry_run: bool) -> GivenUp:
     with change(fs, dry_run, settle=False) as (wire, _, _):
         if dry_run and Journal(fs).is_locked():
             return GivenUp()  # what a command at work has begun is not unfinished
-        return settling.give_up(fs, wire, Journal(fs), dry_run=dry_run)
+        journals = (Journal(fs, beside=True), Journal(fs))
+        first, second = (settling.give_up(fs, wire, one, dry_run=dry_run) for one in journals)
+        return GivenUp((*first.left, *second.left), (*first.notes, *second.notes))
 
 
 def _noted(error: ZernelError, notes: tuple[str, ...]) -> ZernelError:
