@@ -51,6 +51,23 @@ def test_tables_of_proc_never_fail(tmp_path_factory: pytest.TempPathFactory, con
     assert proc.regions(path, 1, "web")[:1] == [(0x1000, 0x1000)]
 
 
+@given(st.binary(max_size=400), st.integers(0, 0xFFFFFFFF), st.sampled_from(["{:x}", "{:#x}", "\t  {:#x} "]))
+def test_what_debugfs_shows_of_a_cpu_never_fails(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, number: int, form: str
+) -> None:
+    directory = tmp_path_factory.mktemp("cpus")
+    (directory / "2").write_bytes(content)
+    (directory / "3").write_bytes(f"initial_apicid: 1\napicid:{form.format(number)}\n".encode() + content)
+    (directory / "4").write_bytes(
+        b"online:              0\n" + b"apicid:      100000000\napicid: -1\napicid:\n"
+    )
+    found = proc.offline_apic_ids(directory, range(2, 6))
+    assert 3 in found
+    assert found.keys() <= {2, 3}
+    if b"apicid" not in content:
+        assert found == {3: number}
+
+
 NUMBERS = st.binary(max_size=24)
 NODES = st.builds(
     lambda name, values: Node(name, properties=[Property(key, (value,)) for key, value in values.items()]),

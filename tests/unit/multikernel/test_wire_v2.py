@@ -8,6 +8,9 @@ import json
 import os
 import signal
 import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -335,17 +338,96 @@ def test_the_live_tree_can_be_validated_and_converted(empty: Host, tmp_path: Pat
 # -- the record ---------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def without_debugfs(host: Host) -> Iterator[None]:
+    """Hide what the kernel shows of CPUs that are offline."""
+    place = host.root / "SIMULATED.topology"
+    subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
 def test_without_a_record_nobody_is_told_to_delete_the_instances(host: Host) -> None:
     host.ok("create", "web", "--cpus=4", "--memory=1GB")
     path = record(host)
     content = path.read_bytes()
     path.unlink()
-    shown = host.refused("init", f"--input={EXAMPLES / 'minimal.dts'}", "--apply")
-    assert f"Suggestion: Put back {path}, which tells" in shown
+    told = host.refused(*apply(host, "minimal.dts"))
+    assert "The pool that there is was not made of this baseline" in told
+    assert f"Suggestion: Put back {path}, which tells" in told
+    with without_debugfs(host):
+        told = host.refused(*apply(host))
+        assert "CPU 4-31 has no known physical id (APIC id)" in told
+        assert f"Suggestion: Put back {path}, which tells" in told
     path.write_bytes(content)
-    assert "Delete them first: zernel delete web" in host.refused(
-        "init", f"--input={EXAMPLES / 'minimal.dts'}", "--apply"
-    )
+    assert "Delete them first: zernel delete web" in host.refused(*apply(host, "minimal.dts"))
+
+
+def test_a_lost_record_is_made_anew_from_the_same_baseline(host: Host) -> None:
+    host.ok("create", "web", "--cpus=4-5", "--memory=1GB")
+    before = host.json("show")
+    path = record(host)
+    content = path.read_bytes()
+    path.unlink()
+    assert host.json("show")["instances"]["web"]["cpus"] == [physical_id(4), physical_id(5)]
+    planned = host.json(*apply(host), "--dry-run")
+    assert not path.exists()
+    done = host.json(*apply(host))
+    assert planned["changed"] is done["changed"] is True
+    assert host.json("show") == before
+    assert path.read_bytes() == content
+    assert host.json(*apply(host))["changed"] is False
+
+
+def test_a_lost_record_is_not_made_anew_where_an_instance_does_not_fit(empty: Host, tmp_path: Path) -> None:
+    empty.init("edge_computing.dts")
+    empty.ok("create", "web", "--cpus=4", "--memory=1GB", "--devices=gpu0")
+    record(empty).unlink()
+    file, text = tmp_path / "other.dts", (EXAMPLES / "edge_computing.dts").read_text()
+    file.write_text(text.replace("0000:01:00.0", "0000:7f:00.0"))
+    assert file.read_text() != text
+    told = empty.refused("init", f"--input={file}", "--apply")
+    assert "The baseline cannot be replaced while there are instances" in told
+    assert "The pool that there is was not made of this baseline" in told
+    assert empty.json(*apply(empty, "edge_computing.dts"))["changed"]
+    assert empty.instances()["web"]["devices"] == ["gpu0"]
+
+
+def test_a_lost_record_is_made_anew_for_the_nodes_that_instances_are_on(empty: Host, tmp_path: Path) -> None:
+    node = "node@0 { node-id = <0>; memory-base = <0x0>; memory-size = <0x400000000>; cpus = <CPUS>; };"
+    cpus = " ".join(map(str, range(32)))
+    text = (EXAMPLES / "baseline.dts").read_text()
+    at = text.index("devices {")
+    file = tmp_path / "nodes.dts"
+    topology = f"topology {{ numa-nodes {{ {node.replace('CPUS', cpus)} }}; }};"
+    file.write_text(f"{text[:at]}{topology}{text[at:]}")
+    words = ("init", f"--input={file}", "--apply")
+    empty.ok(*words)
+    empty.ok("create", "web", "--cpus=4", "--memory=1GB", "--numa-nodes=0")
+    record(empty).unlink()
+    told = empty.refused(*apply(empty))
+    assert "Suggestion: Put back" in told
+    assert "  web: " in told
+    empty.ok(*words)
+    assert empty.instances()["web"]["numa_nodes"] == [0]
+
+
+def test_what_debugfs_tells_is_not_taken_from_cpus_that_the_pool_does_not_have(
+    host: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ZERNEL_STATE_DIR", str(host.state))
+    record(host).unlink()
+    for cpu in range(4, 32):
+        # CPU 31 had once an id that is an online CPU's now.
+        (tmp_path / str(cpu)).write_text(f"apicid: {physical_id(cpu if cpu < 31 else 0):x}\n")
+    monkeypatch.setattr(MultikernelFs, "cpu_topology", tmp_path)
+    with pytest.raises(ZernelError) as caught:
+        baseline.apply_baseline(MultikernelFs(host.root, simulated=True), resources(), dry_run=False)
+    (problem,) = caught.value.problems
+    assert problem.category == "CPU 31 has no known physical id (APIC id)"
+    assert "mount debugfs: mount -t debugfs none /sys/kernel/debug" in str(problem.suggestion)
 
 
 @pytest.mark.parametrize("how", ["lost", "corrupt", "cut", "stale"])
@@ -380,7 +462,11 @@ def test_without_a_record_that_agrees_only_the_pool_is_known(host: Host, how: st
     host.ok("create", "web", f"--cpus={physical_id(4)}", "--memory=1GB")
     assert shown(host, "web").cpus == (physical_id(4),)
     host.ok("delete", "web")
-    assert "has no known physical id" in host.refused(*apply(host))
+    with without_debugfs(host):
+        done = host.run(*apply(host))
+        assert "has no known physical id" in done.stderr
+    host.ok(*apply(host))
+    assert host.json("show")["baseline_complete"]
 
 
 def test_a_record_of_before_a_reboot_is_not_believed(host: Host) -> None:

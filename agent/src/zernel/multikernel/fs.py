@@ -76,6 +76,12 @@ class MultikernelFs(Record):
         return self.root / "SIMULATED.cpuinfo" if self.simulated else Path("/proc/cpuinfo")
 
     @property
+    def cpu_topology(self) -> Path:
+        """Where this kernel shows what it keeps of CPUs, also of those taken offline: debugfs, or the
+        simulation's own."""
+        return self.root / "SIMULATED.topology" if self.simulated else Path("/sys/kernel/debug/x86/topo/cpus")
+
+    @property
     def iomem(self) -> Path:
         """Where this kernel lists memory: /proc/iomem, or the simulation's own."""
         return self.root / "SIMULATED.iomem" if self.simulated else Path("/proc/iomem")

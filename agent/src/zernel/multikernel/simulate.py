@@ -106,8 +106,9 @@ class SimulatedMultikernel(ABC):
         """The instances there are, by name."""
 
     @abstractmethod
-    def root_files(self) -> dict[str, Callable[[], bytes]]:
-        """Return what makes the files of the root that this version has, ``device_tree`` among them."""
+    def root_files(self) -> dict[str, Callable[[], list[str] | bytes]]:
+        """Return what makes the files of the root that this version has, ``device_tree`` among them; the
+        names in it for a directory."""
 
     @abstractmethod
     def instance_tree(self, name: str) -> bytes:

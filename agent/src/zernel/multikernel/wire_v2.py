@@ -270,8 +270,8 @@ class V2(Wire):
         return []
 
 
-def cpu_unknown(cpus: list[int], subject: str | None = None) -> Problem:
-    """Return the problem of CPUs without a physical id."""
+def cpu_unknown(cpus: list[int], subject: str | None = None, lost: Path | None = None) -> Problem:
+    """Return the problem of CPUs without a physical id; ``lost`` is the record that had those of a pool."""
     return Problem(
         "cpu-without-id",
         f"CPU {format_cpus(cpus)} has no known physical id (APIC id)",
@@ -279,8 +279,11 @@ def cpu_unknown(cpus: list[int], subject: str | None = None) -> Problem:
         explanation=(
             "This kernel (wire format v2) takes CPUs by their physical ids",
             "/proc/cpuinfo lists those of the CPUs that are online on this host",
+            *(("Those of CPUs in the pool are in Zernel's record of it, or in debugfs",) if lost else ()),
         ),
-        suggestion="Name CPUs of this host that are online (lscpu --extended)",
+        suggestion=f"Put back {lost}, or mount debugfs: mount -t debugfs none /sys/kernel/debug"
+        if lost
+        else "Name CPUs of this host that are online (lscpu --extended)",
         alternative="CPUs that another program gave to the pool must be returned to the host first",
     )
 
