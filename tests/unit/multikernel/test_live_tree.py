@@ -38,8 +38,8 @@ def test_an_instances_memory_may_be_told_in_regions() -> None:
 
 def test_a_device_without_a_name_is_called_by_its_address() -> None:
     pool = Pool((4,), (Piece(GB, GB),), (LiveDevice("pci_0000_01_00_0", "0000:01:00.0"),))
-    found, complete = V2(Host(4096, Path("/nonexistent")), pool, None).read_baseline(b"")
-    assert not complete
+    found = V2(Host(4096, Path("/nonexistent"), Path("/nonexistent")), pool, None).read_baseline(b"")
+    assert not found.complete
     assert [(one.name, one.pci_id) for one in found.devices] == [("pci_0000_01_00_0", "0000:01:00.0")]
 
 

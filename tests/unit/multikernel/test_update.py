@@ -379,7 +379,7 @@ def test_what_another_program_changed_meanwhile_is_left_alone(host: Host, killed
         moment += 1
     there = Instance("database", 1, (*range(8, 16), 20, 21), 2 * GB, 4 * GB)
     wire = wire_of(host)
-    pool, _ = wire.read_baseline((host.root / "device_tree").read_bytes())
+    pool = wire.read_baseline((host.root / "device_tree").read_bytes())
     write_overlay(host, wire.update(there, there.but(cpus=(*there.cpus, 30)), pool))
     done = host.json("create", "other", "--cpus=4", "--memory=1GB")
     assert "changed by another program; it was left alone" in done["notes"][0]

@@ -431,7 +431,7 @@ def test_what_debugfs_tells_is_not_taken_from_cpus_that_the_pool_does_not_have(
 
 
 @pytest.mark.parametrize("how", ["lost", "corrupt", "cut", "stale"])
-def test_without_a_record_that_agrees_only_the_pool_is_known(host: Host, how: str) -> None:
+def test_without_a_record_that_agrees_only_the_pool_is_known(host: Host, how: str, tmp_path: Path) -> None:
     path = record(host)
     content = path.read_bytes()
     if how == "lost":
@@ -458,9 +458,31 @@ def test_without_a_record_that_agrees_only_the_pool_is_known(host: Host, how: st
     assert "  Memory: total unknown\n    Host reserved: unknown\n    Memory pool: " in text
     assert "CPUs are shown by their physical ids" in text
     # Commands take what is shown.
-    assert "CPU 4 is reserved for host" in host.refused("create", "web", "--cpus=4", "--memory=1GB")
-    host.ok("create", "web", f"--cpus={physical_id(4)}", "--memory=1GB")
+    why = (
+        "Linux's numbers for these CPUs, and what the host keeps, are not known:"
+        f" {path} is missing, damaged or of another pool"
+    )
+    last_id = physical_id(last)
+    for numbers in ("4", "0", "3000", f"4,{last_id + 1}"):  # in Linux's numbers the first is in the pool
+        told = host.refused("create", "web", f"--cpus={numbers}", "--memory=1GB")
+        verb = "are" if "," in numbers else "is"
+        assert f"CPU{'s' * (verb == 'are')} {numbers} {verb} not in the pool\n  {why}\n" in told
+        assert "WARNING: web: CPUs are shown and taken by their physical (APIC) ids" in told
+        assert "reserved" not in told
+        assert "exist" not in told
+    told = host.ok("create", "web", f"--cpus={physical_id(4)}", "--memory=1GB")
+    assert f"WARNING: web: CPUs are shown and taken by their physical (APIC) ids\n  {why}\n" in told
+    assert "zernel init --input=FILE --apply" in told
     assert shown(host, "web").cpus == (physical_id(4),)
+    assert "CPU 5 is not in the pool" in host.refused("update", "web", "--add-cpus=5")
+    (warning,) = host.json("update", "web", f"--add-cpus={physical_id(5)}")["warnings"]
+    assert (warning["code"], warning["instance"]) == ("cpu-physical-ids", "web")
+    assert host.json("update", "web", f"--cpus={physical_id(4)}")["warnings"] == []
+    (tmp_path / "db.yaml").write_text("name: db\ncpu_count: 1\nmemory: 1GB\n")
+    declared = ("apply", f"--directory={tmp_path}")
+    assert [one["code"] for one in host.json(*declared)["warnings"]] == ["cpu-physical-ids"]
+    assert host.json(*declared)["warnings"] == []
+    host.ok("delete", "db")
     host.ok("delete", "web")
     with without_debugfs(host):
         done = host.run(*apply(host))

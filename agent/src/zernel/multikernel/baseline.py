@@ -23,8 +23,7 @@ class Applied(Record):
     """What became of a baseline: the inventory before it, and the one that the kernel has now.
 
     ``wire`` names the form that was used, None where only the kernel's answer would tell. ``placed`` is
-    False while the kernel has yet to choose where the pool is. Of what another program applied only the pool
-    is known: ``before_complete`` is False then. ``notes`` are for a person.
+    False while the kernel has yet to choose where the pool is. ``notes`` are for a person.
     """
 
     before: Resources | None
@@ -33,7 +32,6 @@ class Applied(Record):
     wire: str | None
     placed: bool = True
     notes: tuple[str, ...] = ()
-    before_complete: bool = True
 
 
 def apply_baseline(fs: MultikernelFs, resources: Resources, *, dry_run: bool) -> Applied:
@@ -47,28 +45,29 @@ def apply_baseline(fs: MultikernelFs, resources: Resources, *, dry_run: bool) ->
         blob = fs.baseline()
         told = live_tree.form(blob)
         before = state.baseline(fs, wire)
-        shown = wire.read_baseline(blob)[1] if before is not None else False
+        recorded = before is not None and before.complete
         asked = resources
         if wire.places_memory and before is not None:
             memory = resources.memory.but(pool_base=before.memory.pool_base)
             asked = resources.but(memory=memory)
-        if (shown and before == asked) or (not wire.places_memory and before == asked):
-            return Applied(before, asked, False, wire.name, notes=settled.notes, before_complete=shown)
+        known = before.but(unknown=None) if before is not None and not wire.places_memory else before
+        if known == asked:
+            return Applied(before, asked, False, wire.name, notes=settled.notes)
         names = fs.instance_names()
-        differs = _differs(fs, wire, resources) if names and isinstance(wire, V2) and not shown else None
+        differs = _differs(fs, wire, resources) if names and isinstance(wire, V2) and not recorded else None
         if names and differs != ():
             raise _in_use(fs, names, differs)
         if wire.places_memory:
             _recorded(fs, resources)  # its problems are a dry run's, too
         if journal is None:
             placed = not wire.places_memory
-            return Applied(before, resources, True, told, placed, settled.notes, shown)
+            return Applied(before, resources, True, told, placed, settled.notes)
         used, after = _write(fs, wire, told, resources, journal)
         notes = settled.notes
         if after.memory.pool_base != resources.memory.pool_base:
             base, asked_base = after.memory.pool_base, resources.memory.pool_base
             notes += (f"The kernel placed the memory pool at {base:#x}; the baseline says {asked_base:#x}",)
-        return Applied(before, after, True, used, notes=notes, before_complete=shown)
+        return Applied(before, after, True, used, notes=notes)
 
 
 def _write(

@@ -46,11 +46,9 @@ class Wire(ABC):
         """Return the overlay with the operations that lead from ``before`` to ``after``, and no other."""
 
     @abstractmethod
-    def read_baseline(self, blob: bytes) -> tuple[Resources, bool]:
-        """Return the inventory behind ``device_tree``, and whether it is the full one.
-
-        Where another program applied the baseline, only the pool is known: then what the host keeps is what
-        is below the pool and not in it, and the second value is False. Raises `ZernelError`.
+    def read_baseline(self, blob: bytes) -> Resources:
+        """Return the inventory behind ``device_tree``; not `Resources.complete` where another program applied
+        the baseline, as only the pool is known then. Raises `ZernelError`.
         """
 
     @abstractmethod

@@ -42,10 +42,12 @@ _ALIAS_LENGTH = 31
 
 
 class Host(Record):
-    """What a wire needs to know of the host: its unit of memory, and its /proc/iomem."""
+    """What a wire needs to know of the host: its unit of memory, its /proc/iomem, and where the record of its
+    inventory is."""
 
     granule: int
     iomem: Path
+    record: Path
 
 
 class V2(Wire):
@@ -68,10 +70,10 @@ class V2(Wire):
 
     # -- the pool -------------------------------------------------------------------------------------------
 
-    def read_baseline(self, blob: bytes) -> tuple[Resources, bool]:
-        """Return the inventory behind the pool, and whether it is the full one."""
+    def read_baseline(self, blob: bytes) -> Resources:
+        """Return the inventory behind the pool."""
         if self.recorded is not None:
-            return self.recorded.resources, True
+            return self.recorded.resources
         pool = self.pool
         if pool is None:
             raise fail(
@@ -94,7 +96,12 @@ class V2(Wire):
             )
         by_address = {found.pci_id or found.name: found for found in (*pool.devices, *self.lent)}
         devices = tuple(Device(found.name, "device", pci_id=found.pci_id) for found in by_address.values())
-        return pool_only(pool.cpus, pool.base, pool.bytes, devices), False
+        unknown = (
+            "Linux's numbers for these CPUs, and what the host keeps, are not known:"
+            f" {self.host.record} is missing, damaged or of another pool"
+        )
+        found = pool_only(pool.cpus, pool.base, pool.bytes, devices)
+        return found.but(unknown=unknown, physical_ids=True)
 
     # -- instances ------------------------------------------------------------------------------------------
 
