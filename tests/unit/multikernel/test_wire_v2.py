@@ -491,6 +491,48 @@ def test_without_a_record_that_agrees_only_the_pool_is_known(host: Host, how: st
     assert host.json("show")["baseline_complete"]
 
 
+def test_a_change_is_not_rolled_back_by_other_numbers_for_cpus(host: Host) -> None:
+    host.ok("create", "web", "--cpus=4-5", "--memory=1GB")
+    host.ok("delete", "web")
+    path = record(host)
+    content = path.read_bytes()
+    path.unlink()
+    told = host.refused("rollback")
+    assert "It names CPUs by Linux's numbers, and they go by their physical ids now" in told
+    assert f"{path} is missing" in told
+    host.ok("create", "db", f"--cpus={physical_id(8)}", "--memory=1GB", "--id=5")
+    path.write_bytes(content)
+    assert "by their physical ids, and they go by Linux's numbers now" in host.refused("rollback")
+    host.ok("rollback", "tx_3")
+    assert host.instances()["web"]["cpus"] == [4, 5]
+
+
+def test_what_was_interrupted_is_not_settled_by_other_numbers_for_cpus(host: Host, killed: Killed) -> None:
+    replaced = ("ensure", "web", "--state=present", "--id=7")
+    host.ok("create", "web", "--cpus=4-5", "--memory=1GB")
+    host.ok("create", "db", "--cpus=8", "--memory=1GB")
+    moment = 0
+    while "web" in names(host):
+        assert killed(moment, *replaced)[0] == -signal.SIGKILL
+        moment += 1
+    path = record(host)
+    content = path.read_bytes()
+    path.unlink()
+    another = ("create", "other", f"--cpus={physical_id(9)}", "--memory=1GB")
+    told = host.refused(*another)
+    assert "It names CPUs by Linux's numbers, and they go by their physical ids now" in told
+    assert f"{path} is missing" in told
+    assert "To create web as it was: zernel create web --cpus=4-5 --memory=1GB --id=1" in told
+    assert host.refused(*another, "--dry-run") == told
+    host.ok("delete", "db")
+    assert names(host) == set()
+    path.write_bytes(content)
+    assert (
+        "web: it was deleted, and was created again" in host.json("delete", "nobody", "--ensure")["notes"][0]
+    )
+    assert host.instances()["web"]["cpus"] == [4, 5]
+
+
 def test_a_record_of_before_a_reboot_is_not_believed(host: Host) -> None:
     host.stop()
     host.start()

@@ -51,7 +51,7 @@ class Entry(Record):
     before it. Once it is being undone, ``made`` are the steps' transactions (None: there is none), and
     ``undone`` the step (its index) and the SHA-256 of each overlay that was to take a step back, in order.
     Once it is done, ``transactions`` are the kernel's numbers for its steps. ``undoes`` is the number of the
-    change that a rollback took back.
+    change that a rollback took back. ``physical_ids`` says by which numbers CPUs went (`Wire.physical_ids`).
     """
 
     number: int
@@ -64,6 +64,7 @@ class Entry(Record):
     undone: tuple[tuple[int, str], ...] = ()
     transactions: tuple[int, ...] = ()
     undoes: int | None = None
+    physical_ids: bool = False
 
     @property
     def command(self) -> str:
@@ -216,6 +217,7 @@ def _entry(data: Any) -> Entry:
         undone,
         _all(data, "transactions", int),
         None if undoes is None else _checked(undoes, int),
+        _checked(data.get("physical_ids", False), bool),
     )
 
 

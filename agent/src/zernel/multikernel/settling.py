@@ -287,13 +287,18 @@ def settle(
     transactions = new_transactions(fs, set(entry.before))
     own = [found for sha in entry.overlays if (found := only(sha, transactions)) is not None]
     last = {step.name: step for step in entry.steps}.values()
-    whole = len(own) == len(entry.steps) and all(found.status == "applied" for found in own)
+    renumbered = _renumbered(fs, wire, entry)
+    whole = (
+        renumbered is None
+        and len(own) == len(entry.steps)
+        and all(found.status == "applied" for found in own)
+    )
     if whole and not entry.undone and all(shows(fs, wire, step) for step in last):
         if not dry_run:
             record(journal, entry, tuple(found.id for found in own))
         created = frozenset(step.name for step in last if step.before is None)
         return Settled(fs, (f"{earlier}: {_done(entry)}",), created)
-    undone = undo(fs, wire, None if dry_run else journal, entry)
+    undone = renumbered or undo(fs, wire, None if dry_run else journal, entry)
     if undone.left:
         if deletes is None or deletes in {step.name for step in entry.steps}:
             raise _leftover(entry, (earlier, *undone.texts))
@@ -306,6 +311,23 @@ def settle(
         outcome, outcome if len(entry.steps) > 1 else outcome[0].lower() + outcome[1:]
     )
     return Settled(undone.fs, (f"{earlier}: {outcome}",), removed=undone.removed)
+
+
+def _renumbered(fs: MultikernelFs, wire: Wire, entry: Entry) -> Undone | None:
+    """Return that a change cannot be taken back, as its CPUs have other numbers now; None where it can."""
+    other = wire.renumbered(physical_ids=entry.physical_ids)
+    if other is None or (len(entry.steps) == 1 and entry.steps[0].after is None):
+        return None
+    resources = state.baseline(fs, wire)
+    texts = [other, *filter(None, [resources.unknown if resources else None])]
+    first = {step.name: step.before for step in reversed(entry.steps)}
+    there = fs.instance_names()
+    texts += [
+        f"To create {name} as it was: {_creation(wire, before)}"
+        for name, before in first.items()
+        if before is not None and name not in there
+    ]
+    return Undone(tuple(texts), fs, left=True)
 
 
 def _done(entry: Entry) -> str:

@@ -124,6 +124,7 @@ def apply(
         fs.identity,
         before=tuple(sorted(before)),
         undoes=undoes,
+        physical_ids=wire.physical_ids,
     )
     journal.begin(entry)
     applied: list[Transaction] = []

@@ -57,6 +57,15 @@ def undone(system: System, entry: Entry, wire: Wire) -> tuple[tuple[Instance, ..
     instances = {one.name: one for one in system.instances}
     problems: list[Problem] = []
     named = ", ".join(f"tx_{number}" for number in entry.transactions)
+    if (other := wire.renumbered(physical_ids=entry.physical_ids)) is not None:
+        unknown = system.resources.unknown
+        problem = Problem(
+            "cpu-renumbered",
+            f"What {named} did cannot be told from what there is now",
+            explanation=tuple(filter(None, (other, unknown))),
+            suggestion=f"Change it with zernel update, create or delete: '{entry.command}'",
+        )
+        return system.instances, [problem]
     # Several steps may have moved one instance: what counts is where it was first and where it was last.
     first = {step.name: step.before for step in reversed(entry.steps)}
     last = {step.name: step.after for step in entry.steps}

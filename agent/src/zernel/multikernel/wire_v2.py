@@ -65,6 +65,7 @@ class V2(Wire):
         self.pool = pool
         self.recorded = recorded
         self.lent = lent
+        self.physical_ids = pool is not None and recorded is None
         self.physical = recorded.ids if recorded else None
         self.logical = {number: cpu for cpu, number in recorded.ids.items()} if recorded else None
 
