@@ -64,9 +64,10 @@ def test_what_cannot_be_removed_again_is_said(faulty: Host) -> None:
 def test_what_could_not_be_removed_is_tried_again_by_the_next_commands(faulty: Host) -> None:
     assert "Suggestion: Remove what is left: zernel delete web" in faulty.refused(*CREATE)
     assert pending(faulty)
-    assert "What a failed creation left cannot be removed" in faulty.refused("delete", "other")
+    other = ("create", "other", "--cpus=4-7", "--memory=1GB")
+    assert "What a failed creation left cannot be removed" in faulty.refused(*other)
     assert pending(faulty)
-    done = faulty.json("create", "other", "--cpus=4-7", "--memory=1GB")
+    done = faulty.json(*other)
     assert "removed again" in done["notes"][0]
     assert set(faulty.instances()) == {"other"}
     assert not pending(faulty)
