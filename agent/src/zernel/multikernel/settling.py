@@ -25,7 +25,7 @@ from zernel.devicetree.model import Instance
 from zernel.devicetree.units import exact_size, format_cpus
 from zernel.errors import ZernelError, fail, os_suggestion
 from zernel.multikernel import state
-from zernel.multikernel.changes import Step, is_part, same, within
+from zernel.multikernel.changes import Step, common, is_part, same, within
 from zernel.multikernel.fs import MultikernelFs, Transaction, has_kernel
 from zernel.multikernel.journal import Entry, Journal
 from zernel.multikernel.wire import Wire
@@ -224,14 +224,9 @@ def _taken(fs: MultikernelFs, wire: Wire, wanted: Instance | None) -> str | None
         other = state.present(fs, wire, name) if name != wanted.name else None
         if other is None:
             continue
-        cpus = sorted({*wanted.cpus} & {*other.cpus})
-        memory = wanted.memory_base < other.memory_end and other.memory_base < wanted.memory_end
-        has = [f"CPUs {format_cpus(tuple(cpus))}"] if cpus else []
-        has += ["its memory"] if memory and not wire.places_memory else []
-        has += sorted(map(str, {*wanted.devices} & {*other.devices}))
-        has += [f"id {other.id}"] if other.id == wanted.id else []
-        if has:
-            found.append(f"{name} has {', '.join(has)} by now")
+        has = common(wanted, other, placed=not wire.places_memory)
+        if has.any:
+            found.append(f"{name} has {has} by now")
     return "; ".join(found) or None
 
 
