@@ -126,10 +126,9 @@ def test_instances_of_other_programs_are_seen_and_kept_clear_of(host: Host) -> N
     assert (done["cpus"], done["memory_base"], done["id"]) == ([6, 7], 0xC0000000, 2)
 
 
-@BOTH
-def test_an_instance_that_another_program_made_meanwhile_is_left_alone(host: Host) -> None:
-    # The other program writes between our look at the state and our own write, which then fails.
-    other = wire_of(host).create(Instance("web", 9, (4, 5, 6, 7), 0x80000000, 2 << 30))
+def refused_while_another_writes(host: Host, other: bytes, *words: str) -> str:
+    """Run a command while another program writes an overlay between our look at the state and our own write,
+    which then fails; return what is said."""
     script = (
         "import sys; from zernel.cli.main import main; from zernel.multikernel import fs;"
         "write = fs.MultikernelFs.write_overlay;"
@@ -139,14 +138,31 @@ def test_an_instance_that_another_program_made_meanwhile_is_left_alone(host: Hos
         "sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, *CREATE],
+        [sys.executable, "-c", script, *words],
         env=host.environment(),
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert done.returncode == 1, done.stderr
-    assert "made by another program; it was left alone" in done.stderr
+    return done.stderr
+
+
+@BOTH
+def test_what_another_program_deleted_meanwhile_is_no_change_of_ours(host: Host) -> None:
+    host.ok(*CREATE)
+    host.ok("create", "db", "--cpus=8", "--memory=1GB")
+    shown = refused_while_another_writes(host, wire_of(host).remove("web"), "delete", "web")
+    assert "The instance is gone, and it is not known by whose transaction" in shown
+    assert "rollback" not in shown
+    assert set(host.instances()) == {"db"}
+    assert not pending(host)
+
+
+@BOTH
+def test_an_instance_that_another_program_made_meanwhile_is_left_alone(host: Host) -> None:
+    other = wire_of(host).create(Instance("web", 9, (4, 5, 6, 7), 0x80000000, 2 << 30))
+    assert "made by another program; it was left alone" in refused_while_another_writes(host, other, *CREATE)
     assert host.instances()["web"]["id"] == 9
     assert not pending(host)
 

@@ -104,8 +104,10 @@ class _Undoing:
             own = [only(sha, found) for sha in entry.overlays]
             entry = entry.but(made=tuple(one.id if one else None for one in own))
         self.entry = entry
-        self.texts: list[str] = []
-        self.stuck: set[str] = set()
+        # By instance and by what was done to it; several updates of one instance have one outcome.
+        self.texts: dict[tuple[str, str], str] = {}
+        self.ended: set[str] = set()
+        self.left = False
         self.removed: list[Instance] = []
         inverse = {sha for _, sha in entry.undone}
         ours = dict(zip(entry.made, entry.overlays, strict=True))
@@ -126,12 +128,12 @@ class _Undoing:
     def run(self) -> Undone:
         steps = self.entry.steps
         for index in reversed(range(len(steps))):
-            if steps[index].name not in self.stuck:
+            if steps[index].name not in self.ended:
                 self._take_back(index)
         new = [step.before for step in steps] == [None]
         nothing = "Nothing was created" if new else "Nothing was changed"
         gone = tuple(one for one in self.removed if one.name not in self.fs.instance_names())
-        return Undone(tuple(self.texts) or (nothing,), self.fs, bool(self.stuck), gone)
+        return Undone(tuple(self.texts.values()) or (nothing,), self.fs, self.left, gone)
 
     def _take_back(self, index: int) -> None:
         entry = self.entry
@@ -151,26 +153,37 @@ class _Undoing:
             return  # a later step of the same instance, which was never reached
         # What a creation of ours left that nobody else has touched is ours, though it be less.
         part_of_ours = step.before is None and name not in self.touched and is_part(now, step.after)
-        if not own or name in self.changed or not (within(now, step) or part_of_ours):
-            by_other = "An instance of this name is there, made" if step.before is None else "It was changed"
-            named = "" if len(entry.steps) == 1 else f"{name}: "
-            self.texts.append(f"{named}{by_other} by another program; it was left alone")
-            return
         alone = len(entry.steps) == 1
+        if not own or name in self.changed or not (within(now, step) or part_of_ours):
+            text = self._by_other(index, now, step)
+            self.texts[name, step.verb] = text if alone else f"{name}: {text[0].lower()}{text[1:]}"
+            self.ended.add(name)  # nor is an earlier step taken back: what is there now follows from that
+            return
         part = f"A part of it was {_WAS[step.verb]}" if alone else f"{name}: it was {_WAS[step.verb]}"
         if _in_use(self.fs, name):
-            self.texts.append(f"{part}; it is in use by now, and was left alone")
+            self.texts[name, step.verb] = f"{part}; it is in use by now, and was left alone"
+            self.ended.add(name)
             return
         failure = self._write(index, Step(now, step.before))
         if failure is not None:
-            self.stuck.add(name)
-            self.texts.append(f"{part} and could not be {_BACK[step.verb]}{failure}")
+            self.left = True
+            self.ended.add(name)
+            self.texts[name, step.verb] = f"{part} and could not be {_BACK[step.verb]}{failure}"
             if now is None and step.before is not None:  # once the journal is given up, nothing else tells
-                self.texts.append(f"To create {name} as it was: {_creation(self.wire, step.before)}")
+                how = _creation(self.wire, step.before)
+                self.texts[name, "anew"] = f"To create {name} as it was: {how}"
             return
-        self.texts.append(f"{part}, and was {_BACK[step.verb]}")
+        self.texts[name, step.verb] = f"{part}, and was {_BACK[step.verb]}"
         if step.before is None and now is not None:
             self.removed.append(now)
+
+    def _by_other(self, index: int, now: Instance | None, step: Step) -> str:
+        """Return what another program did to an instance that is not what the step of this index left."""
+        if now is None:
+            return "It was deleted by another program, and was not created again"
+        made = step.before is None and self.entry.made[index] not in self.done
+        what = "An instance of this name is there, made" if made else "It was changed"
+        return f"{what} by another program; it was left alone"
 
     def _stands(self, index: int, now: Instance | None, step: Step) -> bool:
         """Say whether a step is done although the instance looks as before: not all kernels show wishes."""

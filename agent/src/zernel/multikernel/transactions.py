@@ -213,9 +213,12 @@ def _failed(
         suggestion = f"Remove what is left: zernel delete {step.name}"
     elif undone.left:
         suggestion = "See what is left with 'zernel show'; the next change tries again to undo it"
-    elif _is_gone(fs, entry):
+    elif _is_gone(fs, entry) and found is not None:
         category = "The instance was deleted, and the kernel reports a failure all the same"
         suggestion = "Nothing is left to be deleted; to have it back: zernel rollback"
+    elif _is_gone(fs, entry):
+        category = "The instance is gone, and it is not known by whose transaction"
+        suggestion = "Nothing is left to be deleted; see what there is: zernel show"
     return fail(
         "transaction-failed",
         category,
