@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 from itertools import pairwise
@@ -214,6 +215,16 @@ def test_a_broken_history_is_no_traceback(host: Host, content: str) -> None:
     (file,) = host.state.rglob("history/*.json")
     file.write_text(content)
     assert f"then remove {file}" in host.refused("rollback")
+    host.ok("delete", "web")
+
+
+def test_a_directory_in_the_history_is_no_traceback(host: Host) -> None:
+    host.ok(*WEB)
+    (file,) = host.state.rglob("history/*.json")
+    file.unlink()
+    file.mkdir()
+    advice = f"See what is in it, then remove it: rm -r {shlex.quote(str(file))}\n"
+    assert advice in host.refused("rollback")
     host.ok("delete", "web")
 
 

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,7 +17,19 @@ from zernel.devicetree.model import Instance
 from zernel.multikernel.fs import DEFAULT_ROOT, MultikernelFs
 from zernel.multikernel.journal import directory_of
 
-from .conftest import BOTH, ZERNEL, Host, Killed, clear, names, pending, wait_until, wire_of, write_overlay
+from .conftest import (
+    BOTH,
+    ZERNEL,
+    Host,
+    Killed,
+    clear,
+    names,
+    pending,
+    state_directory,
+    wait_until,
+    wire_of,
+    write_overlay,
+)
 
 X = Instance("x", 1, (4, 5), 0x80000000, 1 << 30)
 TAKES_XS = Instance("other", 9, (4, 5), 0x80000000, 1 << 30)
@@ -442,6 +456,35 @@ def test_a_dry_run_after_a_kill_gives_the_verdict_of_the_real_run(
     assert (dry.returncode, dry.stderr) == (real.returncode, real.stderr), words
     for run in (dry, real):
         assert "was created again" in run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("name", ["lock", "journal.json", "call.json", "inventory.json", "history"])
+@pytest.mark.parametrize("kind", ["a directory", "a FIFO"])
+def test_what_stands_in_the_place_of_a_file_is_named_and_hangs_nothing(
+    web: Host, kernel: Path, name: str, kind: str
+) -> None:
+    web.ok("load", "web", f"--kernel={kernel}")
+    web.ok("exec", "web")
+    path = state_directory(web) / name
+    if name == "history":
+        kind = "a file" if kind == "a directory" else kind
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    path.mkdir() if kind == "a directory" else os.mkfifo(path) if kind == "a FIFO" else path.touch()
+    advice = f"it: {'rm -r' if kind == 'a directory' else 'rm'} {shlex.quote(str(path))}\n"
+    for words in (NOTHING, ("rollback", "--give-up")):
+        real, dry = web.refused(*words), web.refused(*words, "--dry-run")
+        assert real == dry
+        assert f"{path} is {kind}; Zernel did not make it" in real
+        assert advice in real
+    web.ok("show")
+    if name in ("lock", "call.json"):
+        assert advice in web.refused("kill", "web")
+    else:
+        web.ok("kill", "web")
+    subprocess.run(advice.removeprefix("it: "), shell=True, check=True)
+    web.ok("create", "db", "--cpus=8", "--memory=1GB")
+    web.ok("rollback")
 
 
 def test_a_journal_of_the_older_form_is_refused_until_it_is_given_up(host: Host, killed: Killed) -> None:

@@ -20,14 +20,16 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import AbstractContextManager
+import shlex
+import stat
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 from zernel import files
 from zernel.devicetree.model import DeviceUse, Instance
 from zernel.devicetree.units import device_use
-from zernel.errors import fail
+from zernel.errors import Problem, ZernelError, fail
 from zernel.multikernel import mounts
 from zernel.multikernel.changes import Step
 from zernel.multikernel.fs import DEFAULT_ROOT, MultikernelFs
@@ -91,17 +93,18 @@ class Journal:
 
     def __init__(self, fs: MultikernelFs, *, beside: bool = False) -> None:
         self.directory = directory_of(fs)
+        self.locked = self.directory / "lock"
         self.first = self.directory / "journal.json"
         self.path = self.directory / "deletion.json" if beside else self.first
         self.done = self.directory / "history"
 
     def lock(self) -> AbstractContextManager[None]:
         """Hold the lock; raises `ZernelError` with the holder's pid when it stays taken."""
-        return files.locked(self.directory / "lock", "is changing the instances")
+        return files.locked(self.locked, "is changing the instances")
 
     def is_locked(self) -> bool:
         """Say whether a command holds the lock now, as far as that can be told."""
-        return files.is_locked(self.directory / "lock")
+        return files.is_locked(self.locked)
 
     def begin(self, entry: Entry) -> None:
         """Record a change before the kernel is asked for it; on disk when this returns."""
@@ -119,7 +122,8 @@ class Journal:
         done = entry.but(before=(), made=(), undone=(), transactions=transactions)
         files.replace(self.done / f"{entry.number}.json", _text(done))
         for number in self._numbers()[:-HISTORY]:
-            files.remove(self.done / f"{number}.json")
+            with suppress(IsADirectoryError):  # a rollback tells of it
+                files.remove(self.done / f"{number}.json")
         self.end()
 
     def next_number(self) -> int:
@@ -170,8 +174,32 @@ def _instance_data(instance: Instance | None) -> dict[str, Any] | None:
     return None if instance is None else vars(instance) | {"devices": list(map(str, instance.devices))}
 
 
+def misplaced(path: Path, *, directory: bool = False) -> list[Problem]:
+    """Return the problem of what stands in the place of a file, or of a directory: a FIFO, for one."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []
+    if stat.S_ISDIR(mode) if directory else stat.S_ISREG(mode):
+        return []
+    kinds = {stat.S_IFDIR: "a directory", stat.S_IFREG: "a file", stat.S_IFIFO: "a FIFO"}
+    kind = kinds.get(stat.S_IFMT(mode), "a device or a socket")
+    wanted = "directory" if directory else "file"
+    look, remove = ("See what is in it, then remove", "rm -r") if stat.S_ISDIR(mode) else ("Remove", "rm")
+    return [
+        Problem(
+            "state-misplaced",
+            f"In the place of a {wanted} that Zernel keeps stands {kind}",
+            explanation=(f"{path} is {kind}; Zernel did not make it",),
+            suggestion=f"{look} it: {remove} {shlex.quote(str(path))}",
+        )
+    ]
+
+
 def _read(path: Path, what: str) -> Entry | None:
     """Return the entry in a file, None where there is no file; raises `ZernelError` for another content."""
+    if problems := misplaced(path):
+        raise ZernelError(*problems)
     try:
         return _entry(json.loads(files.read_regular(path, MAX_BYTES)))
     except FileNotFoundError:
