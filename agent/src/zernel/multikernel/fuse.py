@@ -223,7 +223,9 @@ class _Server:
     def attributes(self, path: PurePosixPath) -> tuple[int, bytes]:
         """Return for how many seconds the attributes are valid, and the attributes."""
         mode, size = self.fs.attributes(path)
-        validity, links = (_UNCHANGED_SECONDS, 2) if stat.S_ISDIR(mode) else (0, 1)
+        links = 2 if stat.S_ISDIR(mode) else 1
+        # Who looks at the root is to see that the server has died.
+        validity = _UNCHANGED_SECONDS if links == 2 and path != _TOP else 0
         packed = _ATTR.pack(self.number(path), size, 0, 0, 0, 0, 0, 0, 0, mode, links, 0, 0, 0, 4096, 0)
         return validity, packed
 

@@ -85,7 +85,7 @@ class SimulatedV2(SimulatedMultikernel):
             TOPOLOGY: lambda: [str(cpu) for cpu in range(HOST_CPUS)],
         }
 
-    def node(self, path: PurePosixPath) -> list[str] | bytes:
+    def node(self, path: PurePosixPath) -> Iterable[str] | bytes:
         """Return a directory's names or a file's content."""
         match path.parts[1:]:
             case (directory, name) if directory == TOPOLOGY and name in self.root_files()[TOPOLOGY]():

@@ -45,7 +45,7 @@ def change(
                 "Only root may change kernel instances",
                 suggestion="Run the command as root, or see what it would do: --dry-run",
             )
-        _require_places(journal, everything=settle)
+        _require_places(fs, everything=settle)
         with nullcontext() if dry_run else journal.lock():
             pool_notes = settle_pool(fs, journal.directory) if settle and not dry_run else ()
             wire = wire_for(fs)
@@ -66,10 +66,13 @@ def change(
                 raise _noted(error, settled.notes) from error.__cause__
 
 
-def _require_places(journal: Journal, *, everything: bool) -> None:
+def _require_places(fs: MultikernelFs, *, everything: bool) -> None:
     """Refuse a directory, a FIFO or the like in the place of what is read and written under the lock."""
-    paths = [journal.locked, CallJournal(journal).path]
-    paths += [journal.path, inventory_record.path_in(journal.directory)] if everything else []
+    journal = Journal(fs)
+    paths = [journal.locked]
+    if everything:
+        beside = Journal(fs, beside=True)
+        paths += [journal.path, beside.path, inventory_record.path_in(journal.directory)]
     problems = [problem for path in paths for problem in misplaced(path)]
     if problems := problems + (misplaced(journal.done, directory=True) if everything else []):
         raise ZernelError(*problems)
@@ -85,7 +88,7 @@ def _unsettled(journal: Journal) -> tuple[str, ...]:
 def give_up(fs: MultikernelFs, *, dry_run: bool) -> GivenUp:
     """End the change that an earlier command left and that cannot be settled, and name what is left of it."""
     with change(fs, dry_run, settle=False) as (wire, _, _):
-        _require_places(Journal(fs), everything=True)
+        _require_places(fs, everything=True)
         if dry_run and Journal(fs).is_locked():
             return GivenUp()  # what a command at work has begun is not unfinished
         journals = (Journal(fs, beside=True), Journal(fs))
