@@ -392,8 +392,21 @@ def test_a_deletion_that_is_said_to_have_failed_can_be_taken_back(faulty: Host) 
     faulty.ok("create", "db", "--cpus=8", "--memory=1GB")
     shown = faulty.refused("delete", "web")
     assert "The instance was deleted, and the kernel reports a failure all the same" in shown
-    assert "Suggestion: Nothing is left to be deleted; to have it back: zernel rollback" in shown
+    assert "Suggestion: Nothing is left to be deleted; to have it back: zernel rollback tx_4\n" in shown
     assert set(faulty.instances()) == {"db"}
-    faulty.ok("rollback")
+    faulty.ok("rollback", "tx_4")
     assert faulty.instances()["web"]["cpus"] == [4, 5]
+    assert not pending(faulty)
+
+
+@BOTH
+@pytest.mark.parametrize("faulty", [["none", "none", "partial"]], indirect=True)
+def test_a_rollback_that_is_said_to_have_failed_is_taken_back_by_its_number(faulty: Host) -> None:
+    faulty.ok("create", "web", "--cpus=4-5", "--memory=1GB")
+    faulty.ok("create", "db", "--cpus=8", "--memory=1GB")
+    shown = faulty.refused("rollback")
+    assert set(faulty.instances()) == {"web"}
+    (advice,) = (line for line in shown.splitlines() if "to have it back: zernel " in line)
+    faulty.ok(*advice.partition("zernel ")[2].split())
+    assert set(faulty.instances()) == {"web", "db"}
     assert not pending(faulty)

@@ -161,11 +161,12 @@ def apply(
         made = [*(one.id for one in applied), found.id if found else None]
         made += [None] * (len(steps) - len(made))
         undone = settling.undo(fs, wire, journal, entry.but(made=tuple(made)))
-        if found is not None and _is_gone(fs, entry):  # whatever the kernel says, a rollback can undo it
+        deleted = found is not None and _is_gone(fs, entry)
+        if found is not None and deleted:  # whatever the kernel says, a rollback can undo it
             settling.record(journal, entry, (found.id,))
         elif not undone.left:
             journal.end()
-        raise _failed(fs, entry, step, found, refusal, undone)
+        raise _failed(fs, entry, step, found, refusal, undone, recorded=deleted)
     settling.record(journal, entry, tuple(transaction.id for transaction in applied))
     return tuple(applied)
 
@@ -210,6 +211,8 @@ def _failed(
     found: Transaction | None,
     refusal: OSError | None,
     undone: Undone,
+    *,
+    recorded: bool,
 ) -> ZernelError:
     if refusal is not None:
         why = f"Writing the overlay failed: {refusal.strerror}"
@@ -227,9 +230,10 @@ def _failed(
         suggestion = f"Remove what is left: zernel delete {step.name}"
     elif undone.left:
         suggestion = "See what is left with 'zernel show'; the next change tries again to undo it"
-    elif _is_gone(fs, entry) and found is not None:
+    elif recorded and found is not None:
         category = "The instance was deleted, and the kernel reports a failure all the same"
-        suggestion = "Nothing is left to be deleted; to have it back: zernel rollback"
+        # By its number: without one, a rollback takes back no rollback, and this may be one.
+        suggestion = f"Nothing is left to be deleted; to have it back: zernel rollback tx_{found.id}"
     elif _is_gone(fs, entry):
         category = "The instance is gone, and it is not known by whose transaction"
         suggestion = "Nothing is left to be deleted; see what there is: zernel show"
