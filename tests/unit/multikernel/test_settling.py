@@ -36,6 +36,8 @@ VISIBLE = ("write", "replace", "unlink")
 is right after one is what is right before the next, so that every second moment is all of them."""
 AFTER_THE_DELETION = 4
 """The moment before a replacement's second overlay: the journal and the first overlay were written."""
+BEFORE_THE_HISTORY = 4
+"""The moment after the only overlay of a change, which is not recorded yet."""
 
 
 def ids(host: Host) -> dict[str, int]:
@@ -355,6 +357,28 @@ def test_a_dry_run_after_a_kill_gives_the_verdict_of_the_real_run(
     assert (dry.returncode, dry.stderr) == (real.returncode, real.stderr), words
     for run in (dry, real):
         assert "was created again" in run.stdout + run.stderr
+
+
+def run_killed_after_its_write(host: Host, killed: Killed, *words: str) -> None:
+    """Run a command of one overlay; it is killed before it records what it did."""
+    assert killed(BEFORE_THE_HISTORY, *words, calls=VISIBLE)[0] == -signal.SIGKILL
+    assert pending(host)
+
+
+@BOTH
+@pytest.mark.parametrize("words", [("rollback",), ("rollback", "tx_3")])
+def test_a_dry_run_rolls_back_what_settling_would_record(
+    host: Host, killed: Killed, words: tuple[str, ...]
+) -> None:
+    host.ok("create", "web", "--cpus=4", "--memory=1GB")
+    run_killed_after_its_write(host, killed, "create", "db", "--cpus=8", "--memory=1GB")
+    assert names(host) == {"web", "db"}
+    dry = host.json(*words, "--dry-run")
+    assert pending(host)
+    real = host.json(*words)
+    assert dry["undone"] == real["undone"] == {"command": "zernel create db", "transactions": [3]}
+    assert dry["notes"] == real["notes"]
+    assert names(host) == {"web"}
 
 
 def test_a_journal_of_the_older_form_is_refused_until_it_is_given_up(host: Host, killed: Killed) -> None:

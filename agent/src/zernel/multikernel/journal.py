@@ -74,6 +74,10 @@ class Entry(Record):
         alone = self.action in ("create", "delete", "update")
         return f"zernel {self.action} {self.steps[0].name}" if alone else f"zernel {self.action}"
 
+    def done(self, transactions: tuple[int, ...]) -> Entry:
+        """Return the entry as the history has it."""
+        return self.but(before=(), made=(), undone=(), transactions=transactions)
+
 
 def directory_of(fs: MultikernelFs) -> Path:
     """Return where what Zernel knows of a multikernel file system is kept, for any of its mounts.
@@ -114,13 +118,12 @@ class Journal:
         """Forget the change: its outcome was read."""
         files.remove(self.path)
 
-    def commit(self, entry: Entry, transactions: tuple[int, ...]) -> None:
-        """Move the change into the history: it was done by these transactions.
+    def commit(self, entry: Entry) -> None:
+        """Move a change that was done (`Entry.done`) into the history.
 
         Killed in between, it is in both; the next command moves it once more, to the same file.
         """
-        done = entry.but(before=(), made=(), undone=(), transactions=transactions)
-        files.replace(self.done / f"{entry.number}.json", _text(done))
+        files.replace(self.done / f"{entry.number}.json", _text(entry))
         for number in self._numbers()[:-HISTORY]:
             with suppress(IsADirectoryError):  # a rollback tells of it
                 files.remove(self.done / f"{number}.json")
@@ -149,13 +152,15 @@ class Journal:
             )
         return entry
 
-    def history(self) -> list[Entry]:
-        """Return the changes that were done, the newest first."""
-        found = [
-            _read(self.done / f"{number}.json", "The history of instance changes")
-            for number in reversed(self._numbers())
-        ]
-        return [entry for entry in found if entry is not None]
+    def history(self, foreseen: tuple[Entry, ...] = ()) -> list[Entry]:
+        """Return the changes that were done, the newest first; in a dry run with those that settling would
+        record."""
+        found = {entry.number: entry for entry in foreseen}
+        for number in self._numbers():
+            entry = _read(self.done / f"{number}.json", "The history of instance changes")
+            if entry is not None:
+                found[entry.number] = entry
+        return [found[number] for number in sorted(found, reverse=True)[:HISTORY]]
 
     def _numbers(self) -> list[int]:
         try:

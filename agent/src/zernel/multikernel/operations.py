@@ -190,7 +190,7 @@ def rollback(fs: MultikernelFs, transaction: int | None, *, dry_run: bool) -> Ro
     with change(fs, dry_run) as (wire, journal, settled):
         fs = settled.fs
         current = state.load(fs, wire)
-        history = [entry for entry in Journal(fs).history() if made_by(fs, entry)]
+        history = [entry for entry in Journal(fs).history(settled.foreseen) if made_by(fs, entry)]
         entry = undoing.to_undo(history, transaction)
         instances, problems = undoing.undone(current, entry, wire)
         before, resources = current.system.instances, current.system.resources

@@ -253,8 +253,9 @@ def _in_use(fs: MultikernelFs, name: str) -> bool:
 
 class Settled(Record):
     """What became of a change that an earlier command left: notes for a person, which instances it had
-    created, and which were removed now. ``fs`` is the file system, in a dry run as settling would leave it.
-    ``left`` says that a part could not be undone, and that the journal still holds it.
+    created, and which were removed now. ``fs`` is the file system, in a dry run as settling would leave it;
+    ``foreseen`` is what it would add to the history then. ``left`` says that a part could not be undone, and
+    that the journal still holds it.
     """
 
     fs: MultikernelFs
@@ -262,6 +263,7 @@ class Settled(Record):
     created: frozenset[str] = frozenset()
     removed: tuple[Instance, ...] = ()
     left: bool = False
+    foreseen: tuple[Entry, ...] = ()
 
     def then(self, following: Settled) -> Settled:
         """Return what became of two changes, this one's settled first."""
@@ -271,6 +273,7 @@ class Settled(Record):
             self.created | following.created,
             (*self.removed, *following.removed),
             self.left or following.left,
+            (*self.foreseen, *following.foreseen),
         )
 
 
@@ -302,10 +305,11 @@ def settle(
         and all(found.status == "applied" for found in own)
     )
     if whole and not entry.undone and all(shows(fs, wire, step) for step in last):
+        done = entry.done(tuple(found.id for found in own))
         if not dry_run:
-            record(journal, entry, tuple(found.id for found in own))
+            record(journal, done)
         created = frozenset(step.name for step in last if step.before is None)
-        return Settled(fs, (f"{earlier}: {_done(entry)}",), created)
+        return Settled(fs, (f"{earlier}: {_done(entry)}",), created, foreseen=(done,) if dry_run else ())
     undone = renumbered or undo(fs, wire, None if dry_run else journal, entry)
     if undone.left:
         if deletes is None or deletes in {step.name for step in entry.steps}:
@@ -362,10 +366,10 @@ def _leftover(entry: Entry, texts: tuple[str, ...]) -> ZernelError:
     )
 
 
-def record(journal: Journal, entry: Entry, transactions: tuple[int, ...]) -> None:
+def record(journal: Journal, entry: Entry) -> None:
     """Move a change that was done into the history; raises `ZernelError` where that cannot be written."""
     try:
-        journal.commit(entry, transactions)
+        journal.commit(entry)
     except OSError as error:
         raise fail(
             "history-not-written",

@@ -163,11 +163,11 @@ def apply(
         undone = settling.undo(fs, wire, journal, entry.but(made=tuple(made)))
         deleted = found is not None and _is_gone(fs, entry)
         if found is not None and deleted:  # whatever the kernel says, a rollback can undo it
-            settling.record(journal, entry, (found.id,))
+            settling.record(journal, entry.done((found.id,)))
         elif not undone.left:
             journal.end()
         raise _failed(fs, entry, step, found, refusal, undone, recorded=deleted)
-    settling.record(journal, entry, tuple(transaction.id for transaction in applied))
+    settling.record(journal, entry.done(tuple(transaction.id for transaction in applied)))
     return tuple(applied)
 
 
