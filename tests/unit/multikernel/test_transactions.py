@@ -128,13 +128,14 @@ def test_instances_of_other_programs_are_seen_and_kept_clear_of(host: Host) -> N
 
 def refused_while_another_writes(host: Host, other: bytes, *words: str) -> str:
     """Run a command while another program writes an overlay between our look at the state and our own write,
-    which then fails; return what is said."""
+    which then fails; return what is said. An empty overlay undoes the first transaction instead."""
     script = (
-        "import sys; from zernel.cli.main import main; from zernel.multikernel import fs;"
+        "import os, sys; from zernel.cli.main import main; from zernel.multikernel import fs;"
         "write = fs.MultikernelFs.write_overlay;"
         f"other = bytes.fromhex('{other.hex()}');"
         "fs.MultikernelFs.write_overlay = lambda self, blob:"
-        " (setattr(fs.MultikernelFs, 'write_overlay', write), write(self, other), write(self, blob));"
+        " (setattr(fs.MultikernelFs, 'write_overlay', write),"
+        " write(self, other) if other else os.rmdir(self.root / 'overlays/tx_2'), write(self, blob));"
         "sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run(
@@ -148,15 +149,25 @@ def refused_while_another_writes(host: Host, other: bytes, *words: str) -> str:
     return done.stderr
 
 
-@BOTH
-def test_what_another_program_deleted_meanwhile_is_no_change_of_ours(host: Host) -> None:
+@pytest.mark.parametrize(
+    ("version", "how"),
+    [(1, "as we do"), (1, "otherwise"), (2, "as we do"), (2, "otherwise"), (2, "by rmdir")],
+    indirect=["version"],
+)
+def test_what_another_program_deleted_meanwhile_is_no_change_of_ours(host: Host, how: str) -> None:
     host.ok(*CREATE)
     host.ok("create", "db", "--cpus=8", "--memory=1GB")
-    shown = refused_while_another_writes(host, wire_of(host).remove("web"), "delete", "web")
+    ours = wire_of(host).remove("web")
+    boot_cpu = slice(28, 32)  # in the header of the blob; it has no meaning here
+    theirs = ours[: boot_cpu.start] + b"\0\0\0\1" + ours[boot_cpu.stop :]
+    other = {"as we do": ours, "otherwise": theirs, "by rmdir": b""}[how]
+    shown = refused_while_another_writes(host, other, "delete", "web")
     assert "The instance is gone, and it is not known by whose transaction" in shown
     assert "rollback" not in shown
     assert set(host.instances()) == {"db"}
     assert not pending(host)
+    host.ok("rollback")
+    assert host.instances() == {}
 
 
 @BOTH

@@ -69,6 +69,26 @@ def shows(fs: MultikernelFs, wire: Wire, step: Step) -> bool:
     return same(now, wire.expected(step.after, now))
 
 
+def own_deletion(fs: MultikernelFs, wire: Wire, entry: Entry) -> Transaction | None:
+    """Return the transaction of a deletion that was done, whatever the kernel calls it.
+
+    None where it was not done, and where another program may have done it: by a transaction that came since
+    then, or by the inverse of one that there is no more.
+    """
+    step = entry.steps[0]
+    if len(entry.steps) > 1 or step.after is not None or step.name in fs.instance_names():
+        return None
+    before = set(entry.before)
+    found = new_transactions(fs, before)
+    own = only(entry.overlays[0], found)
+    others = [one for one in found if one is not own]
+    if not before <= fs.transactions() or any(
+        step.name in wire.concerns(one.instance, one.dtbo) for one in others
+    ):
+        return None
+    return own
+
+
 # -- undoing ------------------------------------------------------------------------------------------------
 
 

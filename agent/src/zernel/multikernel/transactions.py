@@ -161,12 +161,12 @@ def apply(
         made = [*(one.id for one in applied), found.id if found else None]
         made += [None] * (len(steps) - len(made))
         undone = settling.undo(fs, wire, journal, entry.but(made=tuple(made)))
-        deleted = found is not None and _is_gone(fs, entry)
-        if found is not None and deleted:  # whatever the kernel says, a rollback can undo it
-            settling.record(journal, entry.done((found.id,)))
+        deleted = settling.own_deletion(fs, wire, entry)
+        if deleted is not None:  # whatever the kernel says, a rollback can undo it
+            settling.record(journal, entry.done((deleted.id,)))
         elif not undone.left:
             journal.end()
-        raise _failed(fs, entry, step, found, refusal, undone, recorded=deleted)
+        raise _failed(fs, entry, step, found, refusal, undone, deleted)
     settling.record(journal, entry.done(tuple(transaction.id for transaction in applied)))
     return tuple(applied)
 
@@ -211,8 +211,7 @@ def _failed(
     found: Transaction | None,
     refusal: OSError | None,
     undone: Undone,
-    *,
-    recorded: bool,
+    deleted: Transaction | None,
 ) -> ZernelError:
     if refusal is not None:
         why = f"Writing the overlay failed: {refusal.strerror}"
@@ -230,10 +229,10 @@ def _failed(
         suggestion = f"Remove what is left: zernel delete {step.name}"
     elif undone.left:
         suggestion = "See what is left with 'zernel show'; the next change tries again to undo it"
-    elif recorded and found is not None:
+    elif deleted is not None:
         category = "The instance was deleted, and the kernel reports a failure all the same"
         # By its number: without one, a rollback takes back no rollback, and this may be one.
-        suggestion = f"Nothing is left to be deleted; to have it back: zernel rollback tx_{found.id}"
+        suggestion = f"Nothing is left to be deleted; to have it back: zernel rollback tx_{deleted.id}"
     elif _is_gone(fs, entry):
         category = "The instance is gone, and it is not known by whose transaction"
         suggestion = "Nothing is left to be deleted; see what there is: zernel show"
