@@ -434,3 +434,22 @@ def test_a_rollback_that_is_said_to_have_failed_is_taken_back_by_its_number(faul
     faulty.ok(*advice.partition("zernel ")[2].split())
     assert set(faulty.instances()) == {"web", "db"}
     assert not pending(faulty)
+
+
+@BOTH
+@pytest.mark.parametrize("faulty", [["none", "none", "partial"]], indirect=True)
+def test_a_deletion_that_is_said_to_have_failed_is_recorded_by_the_next_command(
+    faulty: Host, killed: Killed
+) -> None:
+    faulty.ok("create", "web", "--cpus=4-5", "--memory=1GB")
+    faulty.ok("create", "db", "--cpus=8", "--memory=1GB")
+    run_killed_after_its_write(faulty, killed, "delete", "web")
+    assert names(faulty) == {"db"}
+    dry, real = faulty.json("rollback", "--dry-run"), faulty.json("rollback")
+    assert (
+        dry["notes"]
+        == real["notes"]
+        == ["An earlier 'zernel delete web' was interrupted: the instance is gone"]
+    )
+    assert dry["undone"] == real["undone"] == {"command": "zernel delete web", "transactions": [4]}
+    assert names(faulty) == {"web", "db"}

@@ -323,8 +323,10 @@ def settle(
         renumbered is None
         and len(own) == len(entry.steps)
         and all(found.status == "applied" for found in own)
+        and not entry.undone
+        and all(shows(fs, wire, step) for step in last)
     )
-    if whole and not entry.undone and all(shows(fs, wire, step) for step in last):
+    if whole or own_deletion(fs, wire, entry) is not None:
         done = entry.done(tuple(found.id for found in own))
         if not dry_run:
             record(journal, done)
