@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from .conftest import (
     clear,
     names,
     pending,
+    state_directory,
     wait_until,
     wire_of,
     write_overlay,
@@ -285,6 +287,16 @@ def test_a_command_at_work_has_left_nothing(faulty: Host) -> None:
         assert (done["status"], done["notes"]) == ("unchanged", [])
         process.communicate()
     assert process.returncode == 0
+
+
+def test_what_is_at_work_is_not_called_interrupted(host: Host, killed: Killed) -> None:
+    host.ok("create", "idle", "--cpus=20", "--memory=1GB")
+    run_killed_after_its_write(host, killed, "create", "web", "--cpus=4", "--memory=1GB")
+    dry_run = ("unload", "idle", "--ensure", "--dry-run")
+    assert "'zernel create web' was interrupted" in host.json(*dry_run)["notes"][0]
+    with (state_directory(host) / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as the command does which is at work
+        assert host.json(*dry_run)["notes"] == []
 
 
 @BOTH

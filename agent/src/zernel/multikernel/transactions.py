@@ -52,13 +52,13 @@ def change(
             settled = Settled(fs, pool_notes)
             at_work = dry_run and journal.is_locked()
             try:
-                if not settle:
-                    settled = settled.but(notes=(*_unsettled(beside), *_unsettled(journal)))
-                elif not at_work:
-                    for one in (beside, journal):
-                        found = settling.settle(settled.fs, wire, one, dry_run=dry_run, deletes=deletes)
-                        settled = settled.then(found)
                 if not at_work:
+                    for one in (beside, journal):
+                        if settle:
+                            found = settling.settle(settled.fs, wire, one, dry_run=dry_run, deletes=deletes)
+                            settled = settled.then(found)
+                        else:
+                            settled = settled.but(notes=(*settled.notes, *_unsettled(one)))
                     calls = CallJournal(journal).settle(fs, dry_run=dry_run)
                     settled = settled.but(notes=(*settled.notes, *calls))
                 yield wire, None if dry_run else beside if settled.left else journal, settled
