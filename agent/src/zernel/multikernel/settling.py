@@ -275,7 +275,7 @@ class Settled(Record):
     """What became of a change that an earlier command left: notes for a person, which instances it had
     created, and which were removed now. ``fs`` is the file system, in a dry run as settling would leave it;
     ``foreseen`` is what it would add to the history then. ``left`` says that a part could not be undone, and
-    that the journal still holds it.
+    that the journal still holds it. ``calls`` are those of the notes that are about a system call.
     """
 
     fs: MultikernelFs
@@ -284,6 +284,7 @@ class Settled(Record):
     removed: tuple[Instance, ...] = ()
     left: bool = False
     foreseen: tuple[Entry, ...] = ()
+    calls: tuple[str, ...] = ()
 
     def then(self, following: Settled) -> Settled:
         """Return what became of two changes, this one's settled first."""
@@ -406,10 +407,12 @@ def record(journal: Journal, entry: Entry) -> None:
 
 class GivenUp(Record):
     """What was given up: ``left`` says in words what is left of the unfinished change and why; empty where
-    there was none, or where it could be settled, as ``notes`` say."""
+    there was none, or where it could be settled, as ``notes`` say. ``calls`` say what became of a load, boot
+    or halt whose command was killed: that is no unfinished change."""
 
     left: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    calls: tuple[str, ...] = ()
 
 
 def give_up(fs: MultikernelFs, wire: Wire, journal: Journal, *, dry_run: bool) -> GivenUp:

@@ -60,7 +60,7 @@ def change(
                         else:
                             settled = settled.but(notes=(*settled.notes, *_unsettled(one)))
                     calls = CallJournal(journal).settle(fs, dry_run=dry_run)
-                    settled = settled.but(notes=(*settled.notes, *calls))
+                    settled = settled.but(notes=(*settled.notes, *calls), calls=calls)
                 yield wire, None if dry_run else beside if settled.left else journal, settled
             except ZernelError as error:
                 raise _noted(error, settled.notes) from error.__cause__
@@ -87,13 +87,13 @@ def _unsettled(journal: Journal) -> tuple[str, ...]:
 
 def give_up(fs: MultikernelFs, *, dry_run: bool) -> GivenUp:
     """End the change that an earlier command left and that cannot be settled, and name what is left of it."""
-    with change(fs, dry_run, settle=False) as (wire, _, _):
+    with change(fs, dry_run, settle=False) as (wire, _, settled):
         _require_places(fs, everything=True)
         if dry_run and Journal(fs).is_locked():
             return GivenUp()  # what a command at work has begun is not unfinished
         journals = (Journal(fs, beside=True), Journal(fs))
         first, second = (settling.give_up(fs, wire, one, dry_run=dry_run) for one in journals)
-        return GivenUp((*first.left, *second.left), (*first.notes, *second.notes))
+        return GivenUp((*first.left, *second.left), (*first.notes, *second.notes), settled.calls)
 
 
 def _noted(error: ZernelError, notes: tuple[str, ...]) -> ZernelError:
