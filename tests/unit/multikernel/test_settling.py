@@ -255,7 +255,10 @@ def test_a_read_only_disk_stops_no_kernel(host: Host, kernel: Path, tmp_path: Pa
     subprocess.run(["mount", "--bind", host.state, host.state], check=True)
     try:
         subprocess.run(["mount", "-o", "remount,ro,bind", host.state], check=True)
-        assert "Read-only file system" in host.refused("create", "db", "--cpus=8", "--memory=1GB")
+        shown = host.refused("create", "db", "--cpus=8", "--memory=1GB")
+        assert "Read-only file system" in shown
+        assert "Note: An earlier 'zernel exec hung' was interrupted: the instance is active\n" in shown
+        assert "SIMULATED" in shown
         host.ok("kill", "hung", "--force")
         host.ok("unload", "hung")
     finally:
@@ -263,12 +266,14 @@ def test_a_read_only_disk_stops_no_kernel(host: Host, kernel: Path, tmp_path: Pa
     assert host.instances()["hung"]["status"] == "ready"
 
 
-def test_a_full_disk_is_named(host: Host) -> None:
+@pytest.mark.parametrize("inodes", [1, 2], ids=["for the lock", "for the journal"])
+def test_a_full_disk_is_named(host: Host, inodes: int) -> None:
     host.ok("create", "web", "--cpus=4", "--memory=1GB")
     (lock,) = host.state.rglob("lock")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=2", "none", lock.parent], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"nr_inodes={inodes}", "none", lock.parent], check=True)
     try:
         shown = host.refused("create", "db", "--cpus=8", "--memory=1GB")
+        assert "SIMULATED" in shown
         assert str(lock.parent) in shown
         assert "No space left on device" in shown
     finally:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 
-from zernel.errors import Problem, ZernelError, fail
+from zernel.errors import Problem, ZernelError, fail, from_oserror
 from zernel.multikernel import inventory_record, settling, state
 from zernel.multikernel.call_journal import CallJournal
 from zernel.multikernel.changes import Step
@@ -62,8 +62,8 @@ def change(
                     calls = CallJournal(journal).settle(fs, dry_run=dry_run)
                     settled = settled.but(notes=(*settled.notes, *calls), calls=calls)
                 yield wire, None if dry_run else beside if settled.left else journal, settled
-            except ZernelError as error:
-                raise _noted(error, settled.notes) from error.__cause__
+            except (ZernelError, OSError) as error:
+                raise _noted(_told(error), settled.notes) from error.__cause__
 
 
 def _require_places(fs: MultikernelFs, *, everything: bool) -> None:
@@ -96,6 +96,11 @@ def give_up(fs: MultikernelFs, *, dry_run: bool) -> GivenUp:
         return GivenUp((*first.left, *second.left), (*first.notes, *second.notes), settled.calls)
 
 
+def _told(error: ZernelError | OSError) -> ZernelError:
+    """Return the error in words: a disk may be full or read-only, a simulation gone."""
+    return error if isinstance(error, ZernelError) else from_oserror(error, "finish the command")
+
+
 def _noted(error: ZernelError, notes: tuple[str, ...]) -> ZernelError:
     def add(problem: Problem) -> Problem:
         return problem.but(note="; ".join(filter(None, (*notes, problem.note))) or None)
@@ -108,8 +113,8 @@ def labelling(fs: MultikernelFs) -> Iterator[None]:
     """Add the simulation's label to the errors that pass, when nothing is real."""
     try:
         yield
-    except ZernelError as error:
-        raise labelled(error, fs) from error.__cause__
+    except (ZernelError, OSError) as error:
+        raise labelled(_told(error), fs) from error.__cause__
 
 
 def apply(
