@@ -57,6 +57,20 @@ def test_a_named_transaction_is_rolled_back_and_a_rollback_too(host: Host) -> No
     assert host.json("rollback")["undone"]["transactions"] == [3]
 
 
+def test_what_was_deleted_unread_is_created_anew_by_the_advised_command(host: Host) -> None:
+    host.ok("create", "web", "--cpus=4-5", "--memory=1GB")
+    host.ok("delete", "web")
+    (file,) = host.state.rglob("history/2.json")
+    entry = json.loads(file.read_text())
+    entry["steps"][0][0] |= {"cpus": [], "memory_base": 0, "memory_bytes": 0}
+    file.write_text(json.dumps(entry))
+    shown = host.refused("rollback")
+    assert "What the instance owned is not known" in shown
+    advice = shown.partition("Create it anew: zernel ")[2].splitlines()[0]
+    host.ok(*advice.replace("LIST", "4-5").replace("SIZE", "1GB").split())
+    assert set(host.instances()) == {"web"}
+
+
 def test_a_state_that_is_not_what_the_change_left_is_refused(host: Host) -> None:
     host.ok(*WEB)
     host.ok("update", "web", "--cpus=4-5")
