@@ -266,6 +266,24 @@ def test_a_read_only_disk_stops_no_kernel(host: Host, kernel: Path, tmp_path: Pa
     assert host.instances()["hung"]["status"] == "ready"
 
 
+@pytest.mark.parametrize("disk", ["full", "read-only"])
+def test_a_disk_without_room_for_a_lock_stops_no_kernel(host: Host, kernel: Path, disk: str) -> None:
+    host.ok("create", "hung", "--cpus=20", "--memory=1GB")
+    host.ok("load", "hung", f"--kernel={kernel}")
+    host.ok("exec", "hung")
+    options = {"full": "nr_inodes=1", "read-only": "ro"}[disk]
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", host.state], check=True)
+    try:
+        for words in (("create", "db", "--cpus=8", "--memory=1GB"), ("rollback", "--give-up")):
+            assert str(host.state) in host.refused(*words)
+        for verb in (("kill", "hung", "--force"), ("unload", "hung")):
+            (note,) = host.json(*verb)["notes"]
+            assert note.startswith(f"Other commands are not kept waiting: {host.state}")
+    finally:
+        subprocess.run(["umount", host.state], check=True)
+    assert host.instances()["hung"]["status"] == "ready"
+
+
 @pytest.mark.parametrize("inodes", [1, 2], ids=["for the lock", "for the journal"])
 def test_a_full_disk_is_named(host: Host, inodes: int) -> None:
     host.ok("create", "web", "--cpus=4", "--memory=1GB")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from zernel.errors import Problem, ZernelError, fail, from_oserror
 from zernel.multikernel import inventory_record, settling, state
@@ -27,15 +27,21 @@ from zernel.multikernel.wire_probe import wire_for
 
 @contextmanager
 def change(
-    fs: MultikernelFs, dry_run: bool, *, settle: bool = True, deletes: str | None = None
+    fs: MultikernelFs,
+    dry_run: bool,
+    *,
+    settle: bool = True,
+    deletes: str | None = None,
+    must_lock: bool = True,
 ) -> Iterator[tuple[Wire, Journal | None, Settled]]:
     """Hold the lock and settle what was left; give the kernel's wire format. A dry run has no journal.
 
     Plans are made on the `Settled.fs`: in a dry run it is what settling would leave. Where a command is at
     work while a dry run looks, what its journal holds is no leftover. Without ``settle``, what was left is
     said and nothing more. What cannot be settled stops every change but one that ``deletes`` an instance
-    which it is not about; its journal is the one beside. Errors carry the simulation's label, and the notes:
-    the journal does not hold them any more.
+    which it is not about; its journal is the one beside. Without ``must_lock``, a disk that takes no lock
+    file is a note. Errors carry the simulation's label, and the notes: the journal does not hold them any
+    more.
     """
     journal, beside = Journal(fs), Journal(fs, beside=True)
     with labelling(fs):
@@ -46,10 +52,12 @@ def change(
                 suggestion="Run the command as root, or see what it would do: --dry-run",
             )
         _require_places(fs, everything=settle)
-        with nullcontext() if dry_run else journal.lock():
-            pool_notes = settle_pool(fs, journal.directory) if settle and not dry_run else ()
+        with ExitStack() as held:
+            notes = () if dry_run else _lock(held, journal, must_lock=must_lock)
+            if settle and not dry_run:
+                notes += settle_pool(fs, journal.directory)
             wire = wire_for(fs)
-            settled = Settled(fs, pool_notes)
+            settled = Settled(fs, notes)
             at_work = dry_run and journal.is_locked()
             try:
                 if not at_work:
@@ -64,6 +72,17 @@ def change(
                 yield wire, None if dry_run else beside if settled.left else journal, settled
             except (ZernelError, OSError) as error:
                 raise _noted(_told(error), settled.notes) from error.__cause__
+
+
+def _lock(held: ExitStack, journal: Journal, *, must_lock: bool) -> tuple[str, ...]:
+    """Hold the lock; return a note where that cannot be and need not."""
+    try:
+        held.enter_context(journal.lock())
+    except OSError as error:
+        if must_lock:
+            raise
+        return (f"Other commands are not kept waiting: {error.filename or journal.locked}: {error.strerror}",)
+    return ()
 
 
 def _require_places(fs: MultikernelFs, *, everything: bool) -> None:
