@@ -165,8 +165,11 @@ def test_what_is_in_the_way_can_be_deleted(host: Host, killed: Killed, words: tu
 def test_what_an_unsettled_change_is_about_is_not_deleted_past_it(host: Host, killed: Killed) -> None:
     x_is_in_the_way_of(host, killed)
     assert "cannot be undone" in host.refused("delete", "x", "--ensure")
+    (journal,) = host.state.rglob("journal.json")
+    before = journal.read_bytes()
     assert host.json("delete", "nobody", "--ensure")["changed"] is False
     assert ids(host) == {"other": 9}
+    assert journal.read_bytes() == before, "it grows with each try"
 
 
 @BOTH

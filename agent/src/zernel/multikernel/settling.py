@@ -220,7 +220,8 @@ class _Undoing:
         blob = overlay(self.fs, self.wire, step)
         why = ""
         try:
-            undone = (*self.entry.undone, (index, digest(blob)))
+            one = (index, digest(blob))
+            undone = self.entry.undone if one in self.entry.undone else (*self.entry.undone, one)
             self.journal.begin(self.entry.but(undone=undone))
             self.entry = self.entry.but(undone=undone)
             self.fs.write_overlay(blob)
