@@ -116,7 +116,7 @@ def locked(path: Path, others: str = "is at work") -> Iterator[None]:
 def is_locked(path: Path) -> bool:
     """Say whether another command holds the lock now; False where that cannot be told (no file, no right)."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return False
     try:

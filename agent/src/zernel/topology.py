@@ -19,7 +19,8 @@ class Topology(Record):
 
     ``siblings`` are the CPUs of a CPU's core, itself included, ascending; ``sockets`` the kernel's
     physical_package_id. A CPU that is in neither counts as a core of its own. ``unknown`` says in words why
-    some are not known, ``foreign`` that this is because the baseline describes another machine.
+    some are not known, ``foreign`` that this is because the baseline describes another machine, or has other
+    numbers for CPUs than Linux.
     """
 
     siblings: dict[int, tuple[int, ...]]
@@ -37,6 +38,8 @@ def read(resources: Resources, root: Path = Path("/")) -> Topology:
     Where the host has another number of CPUs than the baseline, the baseline is another machine's (that of a
     simulation, for example), and nothing is taken from the host.
     """
+    if resources.physical_ids:
+        return Topology({}, {}, "CPUs are known by their physical ids only", foreign=True)
     present = cpu_list(root / _CPUS / "present")
     possible = cpu_list(root / _CPUS / "possible")
     total = resources.cpus.total

@@ -9,6 +9,7 @@ _LZMA, _XZ, _LZ4 or _ZSTD chose.
 from __future__ import annotations
 
 import bz2
+import io
 import lzma
 import shutil
 import struct
@@ -16,7 +17,7 @@ import subprocess
 import tempfile
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -30,6 +31,10 @@ _PROGRAM_SECONDS = 120
 
 MAX_KERNEL = 512 << 20
 """Bytes of a decompressed kernel. Debian's have 60 MB; debug information is not in a bzImage."""
+
+_BZIMAGE_HEADER = 0x250  # up to payload_length
+_ELF_HEADER = 64
+_PIECE = 64 << 10
 
 # e_type, e_machine and p_type of elf(5).
 _ET_EXEC, _EM_X86_64 = 2, 62
@@ -59,15 +64,16 @@ def read(path: Path) -> Image:
     :raises ZernelError: ``kernel-image`` with the reason, when it cannot be read or holds no ELF file.
     """
     try:
-        too_large = path.stat().st_size > _MAX_IMAGE
-        data = b"" if too_large else files.read_regular(path, _MAX_IMAGE)
+        if path.stat().st_size > _MAX_IMAGE:
+            raise unreadable(path, "it is far larger than a kernel")
+        head = files.read_regular(path, _BZIMAGE_HEADER)
+        is_elf = head[:4] == b"\x7fELF"
+        if not is_elf and not _is_bzimage(head):
+            raise unreadable(path, "it is neither a bzImage nor an ELF file")
+        data = files.read_regular(path, _MAX_IMAGE)
     except OSError as error:
         raise unreadable(path, str(error.strerror)) from error
-    if too_large:
-        raise unreadable(path, "it is far larger than a kernel")
-    if data[:4] == b"\x7fELF":
-        return Image(data, None)
-    return _decompress(path, _payload(path, data))
+    return Image(data, None) if is_elf else _decompress(path, _payload(path, data))
 
 
 def unreadable(path: Path, why: str) -> ZernelError:
@@ -123,7 +129,7 @@ def section(path: Path, elf: bytes, wanted: bytes) -> bytes | None:
 
 
 def _require_elf64(path: Path, elf: bytes) -> None:
-    if len(elf) < 64 or elf[:6] != b"\x7fELF\x02\x01":
+    if len(elf) < _ELF_HEADER or elf[:6] != b"\x7fELF\x02\x01":
         raise unreadable(path, "what it holds is no 64-bit ELF file")
 
 
@@ -148,14 +154,13 @@ def _sections(path: Path, elf: bytes) -> Iterator[tuple[bytes, int, int]]:
         yield strings[name : strings.find(b"\0", name)], offset, length
 
 
+def _is_bzimage(head: bytes) -> bool:
+    version = int.from_bytes(head[0x206:0x208], "little")
+    return len(head) >= _BZIMAGE_HEADER and head[0x202:0x206] == b"HdrS" and version >= 0x208
+
+
 def _payload(path: Path, image: bytes) -> bytes:
     """Return the compressed ELF file of a bzImage."""
-    if (
-        len(image) < 0x250
-        or image[0x202:0x206] != b"HdrS"
-        or struct.unpack_from("<H", image, 0x206)[0] < 0x208
-    ):
-        raise unreadable(path, "it is neither a bzImage nor an ELF file")
     sectors = image[0x1F1] or 4  # 0 means 4, as long ago
     offset, length = struct.unpack_from("<II", image, 0x248)
     start = (sectors + 1) * _SECTOR + offset
@@ -165,29 +170,37 @@ def _payload(path: Path, image: bytes) -> bytes:
 
 
 def _decompress(path: Path, data: bytes) -> Image:
-    """Decompress by magic. Four bytes that hold the size may follow the compressed stream.
-
-    Nothing is taken beyond `MAX_KERNEL`: a small file may stand for any amount of memory.
-    """
+    """Decompress by magic. Four bytes that hold the size may follow the compressed stream."""
     try:
         if data.startswith(b"\x1f\x8b"):
-            name, kernel, whole = "gzip", *_inflate(zlib.decompressobj(31), data)
-        elif data.startswith(b"\xfd7zXZ\x00"):
-            name, kernel, whole = "xz", *_inflate(lzma.LZMADecompressor(lzma.FORMAT_XZ), data)
-        elif data.startswith(b"]\x00\x00"):
-            name, kernel, whole = "lzma", *_inflate(lzma.LZMADecompressor(lzma.FORMAT_ALONE), data)
-        elif data.startswith(b"BZh"):
-            name, kernel, whole = "bzip2", *_inflate(bz2.BZ2Decompressor(), data)
-        else:
-            name, kernel = _decompress_by_program(path, data)
-            whole = True
+            return Image(_kernel(path, _inflate(zlib.decompressobj(31), data)), "gzip")
+        if data.startswith(b"\xfd7zXZ\x00"):
+            return Image(_kernel(path, _inflate(lzma.LZMADecompressor(lzma.FORMAT_XZ), data)), "xz")
+        if data.startswith(b"]\x00\x00"):
+            return Image(_kernel(path, _inflate(lzma.LZMADecompressor(lzma.FORMAT_ALONE), data)), "lzma")
+        if data.startswith(b"BZh"):
+            return Image(_kernel(path, _inflate(bz2.BZ2Decompressor(), data)), "bzip2")
+        return _decompress_by_program(path, data)
     except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
         raise unreadable(path, f"its compressed part is damaged: {error}") from error
-    if len(kernel) > MAX_KERNEL:
-        raise unreadable(path, f"its compressed part is larger than {MAX_KERNEL >> 20} MiB, as no kernel is")
-    if not whole:
-        raise unreadable(path, "its compressed part is damaged: it ends too early")
-    return Image(kernel, name)
+
+
+def _kernel(path: Path, pieces: Iterable[bytes]) -> bytes:
+    """Return what the pieces make up, of which no more is kept than a kernel may have.
+
+    A small file may stand for any amount of memory, so the first bytes must be those of a kernel.
+    """
+    kernel = io.BytesIO()  # what it holds is taken out of it without a copy
+    looked = False
+    for piece in pieces:
+        kernel.write(piece)
+        if kernel.tell() > MAX_KERNEL:
+            size = f"{MAX_KERNEL >> 20} MiB"
+            raise unreadable(path, f"its compressed part is larger than {size}, as no kernel is")
+        if not looked and kernel.tell() >= _ELF_HEADER:
+            _require_elf64(path, bytes(kernel.getbuffer()[:_ELF_HEADER]))
+            looked = True
+    return kernel.getvalue()
 
 
 class _Decompressor(Protocol):
@@ -196,13 +209,22 @@ class _Decompressor(Protocol):
     def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
 
 
-def _inflate(decompressor: _Decompressor, data: bytes) -> tuple[bytes, bool]:
-    """Return what comes out, up to one byte more than a kernel may have, and whether the stream ended."""
-    return decompressor.decompress(data, MAX_KERNEL + 1), decompressor.eof
+def _inflate(decompressor: _Decompressor, data: bytes) -> Iterator[bytes]:
+    """Yield what comes out in pieces; raises EOFError when the stream does not end."""
+    for start in range(0, len(data), _PIECE):
+        fed = data[start : start + _PIECE]
+        while piece := decompressor.decompress(fed, _PIECE):
+            yield piece
+            if decompressor.eof:
+                return
+            fed = getattr(decompressor, "unconsumed_tail", b"")  # zlib's alone does not keep that itself
+        if decompressor.eof:
+            return
+    raise EOFError("it ends too early")
 
 
-def _decompress_by_program(path: Path, data: bytes) -> tuple[str, bytes]:
-    """Return what zstd or lz4 make of ``data``, up to one byte more than a kernel may have."""
+def _decompress_by_program(path: Path, data: bytes) -> Image:
+    """Decompress what zstd or lz4 can."""
     program = {b"\x28\xb5\x2f\xfd": "zstd", b"\x02\x21\x4c\x18": "lz4"}.get(data[:4])
     if program is None:
         raise unreadable(path, f"its compression (magic {data[:4].hex()}) is not known")
@@ -227,14 +249,14 @@ def _decompress_by_program(path: Path, data: bytes) -> tuple[str, bytes]:
         with subprocess.Popen(
             [program, "-dcq"], stdin=source, stdout=subprocess.PIPE, stderr=complaints
         ) as process:
-            assert process.stdout is not None
+            stdout = process.stdout
+            assert stdout is not None
             limit = threading.Timer(_PROGRAM_SECONDS, give_up, (process,))
             limit.daemon = True
             limit.start()
             try:
-                kernel = process.stdout.read(MAX_KERNEL + 1)
-                if len(kernel) <= MAX_KERNEL:
-                    process.wait()
+                kernel = _kernel(path, iter(lambda: stdout.read(_PIECE), b""))
+                process.wait()
             finally:
                 limit.cancel()
                 process.kill()
@@ -242,6 +264,6 @@ def _decompress_by_program(path: Path, data: bytes) -> tuple[str, bytes]:
         said = complaints.read(1000).decode(errors="replace").strip()
     if slow.is_set():
         raise unreadable(path, f"{program} took more than {_PROGRAM_SECONDS:.0f} s")
-    if len(kernel) <= MAX_KERNEL and (process.returncode != 0 or not kernel.startswith(b"\x7fELF")):
+    if process.returncode != 0 or not kernel.startswith(b"\x7fELF"):
         raise unreadable(path, f"{program}: {said or 'no ELF file came out of it'}")
-    return program, kernel
+    return Image(kernel, program)

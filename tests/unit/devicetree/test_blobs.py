@@ -84,7 +84,7 @@ def test_every_blob_of_the_wire_format_is_read_by_dtc() -> None:
 
 def test_the_wire_format_keeps_what_it_carries() -> None:
     system, wire = example("system.dts"), V1()
-    assert wire.read_baseline(wire.baseline(system.resources)) == (system.resources, True)
+    assert wire.read_baseline(wire.baseline(system.resources)) == system.resources
     for instance in system.instances:
         assert wire.read_instance(instance.name, instance.id or 0, wire.create(instance)) == instance
 
@@ -92,8 +92,8 @@ def test_the_wire_format_keeps_what_it_carries() -> None:
 def test_a_baseline_of_another_program_gives_the_pool_only() -> None:
     source = """/dts-v1/; / { resources { cpus = /bits/ 64 <2 3>; memory-base = /bits/ 64 <0x100000>;
         memory-bytes = /bits/ 64 <0x200000>; devices { eth0 { device-type = "pci"; }; }; }; };"""
-    resources, complete = V1().read_baseline(dtc(source.encode(), "dts", "dtb"))
-    assert not complete
+    resources = V1().read_baseline(dtc(source.encode(), "dts", "dtb"))
+    assert not resources.complete
     assert resources.cpus.available == (2, 3)
     assert (resources.memory.pool_base, resources.memory.pool_bytes) == (0x100000, 0x200000)
     assert [device.name for device in resources.devices] == ["eth0"]

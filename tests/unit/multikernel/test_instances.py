@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
@@ -354,9 +355,9 @@ def test_an_instance_that_is_deleted_while_it_is_read_is_not_there(
     host.ok("create", "web", "--cpus=4", "--memory=1GB")
     host.ok("create", "db", "--cpus=5", "--memory=1GB")
     removal = wire_of(host).remove("web")
-    opened = Path.open
+    opened = os.open
 
-    def removed_meanwhile(path: Path, *args: Any, **kwargs: Any) -> IO[Any]:
+    def removed_meanwhile(path: Path, *args: Any, **kwargs: Any) -> int:
         found = opened(path, *args, **kwargs)
         if path == host.root / "instances/web" / file:
             monkeypatch.undo()
@@ -367,6 +368,6 @@ def test_an_instance_that_is_deleted_while_it_is_read_is_not_there(
     with pytest.MonkeyPatch.context() as patch:
         for name in ("ZERNEL_MULTIKERNEL_ROOT", "ZERNEL_STATE_DIR"):
             patch.setenv(name, environment[name])
-        monkeypatch.setattr(Path, "open", removed_meanwhile)
+        monkeypatch.setattr(os, "open", removed_meanwhile)
         assert main(["show", "--format=json"]) == 0
     assert set(json.loads(capsys.readouterr().out)["instances"]) == {"db"}

@@ -15,7 +15,7 @@ import pytest
 from host import images
 from host.test_kernel_image import COMPRESSIONS, NAMES
 
-from .conftest import BOTH, Host
+from .conftest import BOTH, ZERNEL, Host
 from .lives import bring, loaded, pending, status, words
 
 
@@ -254,6 +254,38 @@ def test_a_bzimage_of_each_compression(web: Host, tmp_path: Path, compress: Call
     image.write_bytes(images.bzimage(compress(images.kernel())))
     web.ok("load", "web", f"--kernel={image}")
     assert loaded(web)["web"]["kernel_bytes"] == len(images.kernel())
+
+
+MEASURED = """
+import resource, subprocess, sys
+done = subprocess.run(sys.argv[1:], stderr=subprocess.PIPE, text=True)
+print(done.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, done.stderr)
+"""
+"""Runs a command and prints its status, its peak memory in KiB, and its errors. A process of its own, as
+memory of the one that forks counts, too."""
+
+
+@pytest.mark.parametrize("packer", ["gzip -1", "xz -0", "zstd"])
+def test_what_unpacks_to_no_kernel_is_refused_before_it_takes_memory(
+    web: Host, tmp_path: Path, packer: str
+) -> None:
+    zeros = 256 << 20
+    packed = subprocess.run(
+        f"head -c {zeros} /dev/zero | {packer} -c", shell=True, capture_output=True, check=True
+    )
+    image = tmp_path / "bzImage"
+    image.write_bytes(images.bzimage(packed.stdout))
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, ZERNEL, "load", "web", f"--kernel={image}"],
+        env=web.environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    status, peak, shown = done.stdout.split(" ", 2)
+    assert status == "1"
+    assert "what it holds is no 64-bit ELF file" in shown
+    assert int(peak) << 10 < zeros / 2
 
 
 def test_a_kernel_that_is_an_elf_file_already(web: Host, tmp_path: Path) -> None:

@@ -111,6 +111,17 @@ def test_every_change_tells_what_a_killed_load_did(web: Host, kernel: Path, kill
     assert web.json("create", "db", "--cpus=9", "--memory=1GB")["notes"] == []
 
 
+def test_giving_up_tells_what_a_killed_load_did(web: Host, kernel: Path, killed: Killed) -> None:
+    moments = iter(range(99))
+    while status(web) == "ready":
+        assert killed(next(moments), *words("load", kernel))[0] == -signal.SIGKILL
+    for more in (("--dry-run",), ()):
+        done = web.json("rollback", "--give-up", *more)
+        assert (done["status"], done["left"]) == ("unchanged", [])
+        assert done["notes"] == ["An earlier 'zernel load web' was interrupted: the instance is loaded"]
+    assert web.json("rollback", "--give-up")["notes"] == []
+
+
 def test_commands_at_the_same_time_load_one_kernel(web: Host, kernel: Path) -> None:
     running = [
         subprocess.Popen(

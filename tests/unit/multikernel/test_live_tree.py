@@ -38,8 +38,8 @@ def test_an_instances_memory_may_be_told_in_regions() -> None:
 
 def test_a_device_without_a_name_is_called_by_its_address() -> None:
     pool = Pool((4,), (Piece(GB, GB),), (LiveDevice("pci_0000_01_00_0", "0000:01:00.0"),))
-    found, complete = V2(Host(4096, Path("/nonexistent")), pool, None).read_baseline(b"")
-    assert not complete
+    found = V2(Host(4096, Path("/nonexistent"), Path("/nonexistent")), pool, None).read_baseline(b"")
+    assert not found.complete
     assert [(one.name, one.pci_id) for one in found.devices] == [("pci_0000_01_00_0", "0000:01:00.0")]
 
 
@@ -49,6 +49,23 @@ def test_tables_of_proc_never_fail(tmp_path_factory: pytest.TempPathFactory, con
     path.write_bytes(b"processor\t: 3\napicid\t\t: 7\n1000-1fff : mk-instance-1-web-region-0\n" + content)
     assert proc.apic_ids(path).get(3, 7) is not None
     assert proc.regions(path, 1, "web")[:1] == [(0x1000, 0x1000)]
+
+
+@given(st.binary(max_size=400), st.integers(0, 0xFFFFFFFF), st.sampled_from(["{:x}", "{:#x}", "\t  {:#x} "]))
+def test_what_debugfs_shows_of_a_cpu_never_fails(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, number: int, form: str
+) -> None:
+    directory = tmp_path_factory.mktemp("cpus")
+    (directory / "2").write_bytes(content)
+    (directory / "3").write_bytes(f"initial_apicid: 1\napicid:{form.format(number)}\n".encode() + content)
+    (directory / "4").write_bytes(
+        b"online:              0\n" + b"apicid:      100000000\napicid: -1\napicid:\n"
+    )
+    found = proc.offline_apic_ids(directory, range(2, 6))
+    assert 3 in found
+    assert found.keys() <= {2, 3}
+    if b"apicid" not in content:
+        assert found == {3: number}
 
 
 NUMBERS = st.binary(max_size=24)

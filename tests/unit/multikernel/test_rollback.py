@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import signal
 import subprocess
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +57,20 @@ def test_a_named_transaction_is_rolled_back_and_a_rollback_too(host: Host) -> No
     assert host.json("rollback")["undone"]["transactions"] == [3]
 
 
+def test_what_was_deleted_unread_is_created_anew_by_the_advised_command(host: Host) -> None:
+    host.ok("create", "web", "--cpus=4-5", "--memory=1GB")
+    host.ok("delete", "web")
+    (file,) = host.state.rglob("history/2.json")
+    entry = json.loads(file.read_text())
+    entry["steps"][0][0] |= {"cpus": [], "memory_base": 0, "memory_bytes": 0}
+    file.write_text(json.dumps(entry))
+    shown = host.refused("rollback")
+    assert "What the instance owned is not known" in shown
+    advice = shown.partition("Create it anew: zernel ")[2].splitlines()[0]
+    host.ok(*advice.replace("LIST", "4-5").replace("SIZE", "1GB").split())
+    assert set(host.instances()) == {"web"}
+
+
 def test_a_state_that_is_not_what_the_change_left_is_refused(host: Host) -> None:
     host.ok(*WEB)
     host.ok("update", "web", "--cpus=4-5")
@@ -71,6 +88,72 @@ def test_what_another_has_by_now_is_not_taken_from_it(host: Host) -> None:
     assert "CPU allocation conflict" in shown
     assert "Memory region overlap" in shown
     assert set(host.instances()) == {"kerf"}
+
+
+def commands(advice: str) -> list[list[str]]:
+    """Return the words of the commands that an advice names, without ``zernel``."""
+    return [command.split() for command in re.findall(r"zernel (.*?)(?: && |$)", advice)]
+
+
+AWAY = "--memory-base=0x200000000"
+"""Where web's memory is not; kernels of the second version choose the place themselves."""
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("other", "life", "advised"),
+    [
+        (("--cpus=6-9", AWAY), (), ["update"]),
+        (("--cpus=6-7", AWAY), (), ["delete"]),
+        (("--cpus=10-11", "--id=1", AWAY), ("load",), ["unload", "delete"]),
+        (("--cpus=6-9", "--id=1"), ("load", "exec"), ["kill", "unload", "delete"]),
+    ],
+)
+def test_what_a_refused_rollback_advises_can_be_done(
+    host: Host, kernel: Path, other: tuple[str, ...], life: tuple[str, ...], advised: list[str]
+) -> None:
+    number = "--id=9" if "--id=1" not in other else ""
+    words = [word for word in (*other, number) if word and (host.version == 1 or word != AWAY)]
+    host.ok("create", "web", "--cpus=4-7", "--memory=2GB")
+    host.ok("delete", "web")
+    host.ok("create", "kerf", "--memory=1GB", *words)
+    for verb in life:
+        host.ok(verb, "kerf", *([f"--kernel={kernel}"] if verb == "load" else []))
+    done = host.run("rollback", "tx_3", "--format=json")
+    assert done.returncode == 1
+    (suggestion,) = {error["suggestion"] for error in json.loads(done.stdout)["errors"]}
+    (alternative,) = {error["alternative"] for error in json.loads(done.stdout)["errors"]}
+    free = commands(suggestion)
+    assert [command[0] for command in free] == advised
+    (create,) = commands(alternative)
+    host.ok(*create, "--dry-run")
+    for command in free:
+        host.ok(*command)
+    host.ok("rollback", "tx_3")
+    assert host.instances()["web"]["cpus"] == [4, 5, 6, 7]
+
+
+def test_what_was_taken_from_an_instance_since_is_advised_to_be_freed(host: Host) -> None:
+    host.ok("create", "web", "--cpus=4-7", "--memory=2GB")
+    host.ok("update", "web", "--cpus=4-5")
+    host.ok("create", "db", "--cpus=6-8", "--memory=1GB")
+    shown = host.refused("rollback", "tx_3")
+    assert "Suggestion: Free what is in its way: zernel update db --remove-cpus=6-7\n" in shown
+    delete, create = commands(next(line for line in shown.splitlines() if "Alternative: " in line))
+    assert delete == ["delete", "web"]
+    host.ok(*delete)
+    host.ok(*create)
+    assert len(host.instances()["web"]["cpus"]) == 4
+
+
+@BOTH
+def test_where_nothing_is_free_a_refused_rollback_says_who_may_give(host: Host) -> None:
+    host.ok("create", "web", "--cpus=4-7", "--memory=2GB")
+    host.ok("delete", "web")
+    host.ok("create", "all", "--cpus=4-31", "--memory=1GB", "--id=5")
+    shown = host.refused("rollback", "tx_3")
+    assert "Suggestion: Free what is in its way: zernel " in shown
+    assert "Alternative: Free CPUs, memory and devices first: 'zernel show' tells who has them" in shown
 
 
 @BOTH
@@ -146,6 +229,16 @@ def test_a_broken_history_is_no_traceback(host: Host, content: str) -> None:
     (file,) = host.state.rglob("history/*.json")
     file.write_text(content)
     assert f"then remove {file}" in host.refused("rollback")
+    host.ok("delete", "web")
+
+
+def test_a_directory_in_the_history_is_no_traceback(host: Host) -> None:
+    host.ok(*WEB)
+    (file,) = host.state.rglob("history/*.json")
+    file.unlink()
+    file.mkdir()
+    advice = f"See what is in it, then remove it: rm -r {shlex.quote(str(file))}\n"
+    assert advice in host.refused("rollback")
     host.ok("delete", "web")
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import signal
 import subprocess
@@ -14,7 +15,19 @@ from zernel.devicetree.model import Instance
 from zernel.multikernel.fs import DEFAULT_ROOT, MultikernelFs
 from zernel.multikernel.journal import directory_of
 
-from .conftest import BOTH, ZERNEL, Host, Killed, clear, names, pending, wait_until, wire_of, write_overlay
+from .conftest import (
+    BOTH,
+    ZERNEL,
+    Host,
+    Killed,
+    clear,
+    names,
+    pending,
+    state_directory,
+    wait_until,
+    wire_of,
+    write_overlay,
+)
 
 X = Instance("x", 1, (4, 5), 0x80000000, 1 << 30)
 TAKES_XS = Instance("other", 9, (4, 5), 0x80000000, 1 << 30)
@@ -25,6 +38,8 @@ VISIBLE = ("write", "replace", "unlink")
 is right after one is what is right before the next, so that every second moment is all of them."""
 AFTER_THE_DELETION = 4
 """The moment before a replacement's second overlay: the journal and the first overlay were written."""
+BEFORE_THE_HISTORY = 4
+"""The moment after the only overlay of a change, which is not recorded yet."""
 
 
 def ids(host: Host) -> dict[str, int]:
@@ -116,6 +131,91 @@ def test_what_can_never_be_undone_stops_no_kernel_and_can_be_given_up(
     assert host.json("rollback", "--give-up")["status"] == "unchanged"
 
 
+def x_is_in_the_way_of(host: Host, killed: Killed) -> None:
+    """Leave a replacement of x that cannot be undone, as another instance has by now what x had."""
+    replacing_x(host, killed)
+    write_overlay(host, wire_of(host).create(TAKES_XS))
+    assert "cannot be undone" in host.refused("create", "db", "--cpus=8", "--memory=1GB")
+
+
+@BOTH
+@pytest.mark.parametrize("words", [("delete", "other"), ("ensure", "other", "--state=absent")])
+def test_what_is_in_the_way_can_be_deleted(host: Host, killed: Killed, words: tuple[str, ...]) -> None:
+    x_is_in_the_way_of(host, killed)
+    before = names(host)
+    planned = host.json(*words, "--dry-run")
+    assert names(host) == before
+    done = host.json(*words)
+    assert done["changed"]
+    assert done["notes"] == planned["notes"]
+    assert "cannot be undone yet; x: it was deleted and could not be created again" in done["notes"][0]
+    assert names(host) == set()
+    assert pending(host)
+    assert "x: it was deleted, and was created again" in host.json(*NOTHING)["notes"][0]
+    assert ids(host) == {"x": 1}
+    assert not pending(host)
+    # It is a change as any other: what it deleted cannot come back now, as x has that again.
+    assert "CPU allocation conflict" in host.refused("rollback")
+    host.ok("delete", "x")
+    host.ok("rollback")
+    assert ids(host) == {"x": 1}
+
+
+@BOTH
+def test_what_an_unsettled_change_is_about_is_not_deleted_past_it(host: Host, killed: Killed) -> None:
+    x_is_in_the_way_of(host, killed)
+    assert "cannot be undone" in host.refused("delete", "x", "--ensure")
+    (journal,) = host.state.rglob("journal.json")
+    before = journal.read_bytes()
+    assert host.json("delete", "nobody", "--ensure")["changed"] is False
+    assert ids(host) == {"other": 9}
+    assert journal.read_bytes() == before, "it grows with each try"
+
+
+@BOTH
+def test_sigkill_at_every_moment_of_deleting_what_is_in_the_way(host: Host, killed: Killed) -> None:
+    moment, status, outcomes = 0, -signal.SIGKILL, []
+    while status == -signal.SIGKILL:
+        x_is_in_the_way_of(host, killed)
+        (journal,) = host.state.rglob("journal.json")
+        history = {path.name for path in journal.parent.glob("history/[1-9]*")}
+        status, _ = killed(moment, "delete", "other", calls=VISIBLE)
+        moment += 2
+        assert journal.exists()
+        gone, begun = "other" not in names(host), (journal.parent / "deletion.json").exists()
+        outcomes.append((gone, begun))
+        # The next command says what became of it, whether it can go on or not.
+        shown = host.run("create", "db", "--cpus=8", "--memory=1GB", "--format=json")
+        said = f"An earlier 'zernel delete other' was interrupted: the instance is {'' if gone else 'still '}"
+        assert (said in shown.stdout) is begun
+        assert shown.returncode == (0 if gone else 1)
+        assert not (journal.parent / "deletion.json").exists()
+        if not gone:
+            assert killed(-1, "delete", "other")[0] == 0
+        assert killed(-1, *NOTHING)[0] == 0
+        assert ids(host)["x"] == 1
+        assert not pending(host)
+        assert len({path.name for path in journal.parent.glob("history/[1-9]*")} - history) == 1 + gone
+        clear(host)
+    assert status == 0
+    assert {(False, False), (False, True), (True, True), (True, False)} == set(outcomes)
+
+
+@BOTH
+def test_a_deletion_beside_what_cannot_be_settled_is_given_up_with_it(host: Host, killed: Killed) -> None:
+    x_is_in_the_way_of(host, killed)
+    moment = 0
+    while not any(host.state.rglob("deletion.json")):
+        assert killed(moment, "delete", "other", calls=VISIBLE)[0] == -signal.SIGKILL
+        moment += 2
+    assert any("delete other" in note for note in host.json("unload", "other", "--ensure")["notes"])
+    done = host.json("rollback", "--give-up")
+    assert done["status"] == "given-up"
+    assert done["notes"] == ["An earlier 'zernel delete other' was interrupted: the instance is still there"]
+    assert not pending(host)
+    assert not any(host.state.rglob("deletion.json"))
+
+
 def test_a_replacement_is_settled_rather_than_given_up_where_it_can_be(host: Host, killed: Killed) -> None:
     replacing_x(host, killed)
     done = host.json("rollback", "--give-up")
@@ -158,7 +258,10 @@ def test_a_read_only_disk_stops_no_kernel(host: Host, kernel: Path, tmp_path: Pa
     subprocess.run(["mount", "--bind", host.state, host.state], check=True)
     try:
         subprocess.run(["mount", "-o", "remount,ro,bind", host.state], check=True)
-        assert "Read-only file system" in host.refused("create", "db", "--cpus=8", "--memory=1GB")
+        shown = host.refused("create", "db", "--cpus=8", "--memory=1GB")
+        assert "Read-only file system" in shown
+        assert "Note: An earlier 'zernel exec hung' was interrupted: the instance is active\n" in shown
+        assert "SIMULATED" in shown
         host.ok("kill", "hung", "--force")
         host.ok("unload", "hung")
     finally:
@@ -166,12 +269,32 @@ def test_a_read_only_disk_stops_no_kernel(host: Host, kernel: Path, tmp_path: Pa
     assert host.instances()["hung"]["status"] == "ready"
 
 
-def test_a_full_disk_is_named(host: Host) -> None:
+@pytest.mark.parametrize("disk", ["full", "read-only"])
+def test_a_disk_without_room_for_a_lock_stops_no_kernel(host: Host, kernel: Path, disk: str) -> None:
+    host.ok("create", "hung", "--cpus=20", "--memory=1GB")
+    host.ok("load", "hung", f"--kernel={kernel}")
+    host.ok("exec", "hung")
+    options = {"full": "nr_inodes=1", "read-only": "ro"}[disk]
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", host.state], check=True)
+    try:
+        for words in (("create", "db", "--cpus=8", "--memory=1GB"), ("rollback", "--give-up")):
+            assert str(host.state) in host.refused(*words)
+        for verb in (("kill", "hung", "--force"), ("unload", "hung")):
+            (note,) = host.json(*verb)["notes"]
+            assert note.startswith(f"Other commands are not kept waiting: {host.state}")
+    finally:
+        subprocess.run(["umount", host.state], check=True)
+    assert host.instances()["hung"]["status"] == "ready"
+
+
+@pytest.mark.parametrize("inodes", [1, 2], ids=["for the lock", "for the journal"])
+def test_a_full_disk_is_named(host: Host, inodes: int) -> None:
     host.ok("create", "web", "--cpus=4", "--memory=1GB")
     (lock,) = host.state.rglob("lock")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=2", "none", lock.parent], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"nr_inodes={inodes}", "none", lock.parent], check=True)
     try:
         shown = host.refused("create", "db", "--cpus=8", "--memory=1GB")
+        assert "SIMULATED" in shown
         assert str(lock.parent) in shown
         assert "No space left on device" in shown
     finally:
@@ -190,6 +313,16 @@ def test_a_command_at_work_has_left_nothing(faulty: Host) -> None:
         assert (done["status"], done["notes"]) == ("unchanged", [])
         process.communicate()
     assert process.returncode == 0
+
+
+def test_what_is_at_work_is_not_called_interrupted(host: Host, killed: Killed) -> None:
+    host.ok("create", "idle", "--cpus=20", "--memory=1GB")
+    run_killed_after_its_write(host, killed, "create", "web", "--cpus=4", "--memory=1GB")
+    dry_run = ("unload", "idle", "--ensure", "--dry-run")
+    assert "'zernel create web' was interrupted" in host.json(*dry_run)["notes"][0]
+    with (state_directory(host) / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as the command does which is at work
+        assert host.json(*dry_run)["notes"] == []
 
 
 @BOTH
@@ -264,6 +397,28 @@ def test_a_dry_run_after_a_kill_gives_the_verdict_of_the_real_run(
         assert "was created again" in run.stdout + run.stderr
 
 
+def run_killed_after_its_write(host: Host, killed: Killed, *words: str) -> None:
+    """Run a command of one overlay; it is killed before it records what it did."""
+    assert killed(BEFORE_THE_HISTORY, *words, calls=VISIBLE)[0] == -signal.SIGKILL
+    assert pending(host)
+
+
+@BOTH
+@pytest.mark.parametrize("words", [("rollback",), ("rollback", "tx_3")])
+def test_a_dry_run_rolls_back_what_settling_would_record(
+    host: Host, killed: Killed, words: tuple[str, ...]
+) -> None:
+    host.ok("create", "web", "--cpus=4", "--memory=1GB")
+    run_killed_after_its_write(host, killed, "create", "db", "--cpus=8", "--memory=1GB")
+    assert names(host) == {"web", "db"}
+    dry = host.json(*words, "--dry-run")
+    assert pending(host)
+    real = host.json(*words)
+    assert dry["undone"] == real["undone"] == {"command": "zernel create db", "transactions": [3]}
+    assert dry["notes"] == real["notes"]
+    assert names(host) == {"web"}
+
+
 def test_a_journal_of_the_older_form_is_refused_until_it_is_given_up(host: Host, killed: Killed) -> None:
     replacing_x(host, killed)
     (journal,) = host.state.rglob("journal.json")
@@ -299,8 +454,40 @@ def test_a_deletion_that_is_said_to_have_failed_can_be_taken_back(faulty: Host) 
     faulty.ok("create", "db", "--cpus=8", "--memory=1GB")
     shown = faulty.refused("delete", "web")
     assert "The instance was deleted, and the kernel reports a failure all the same" in shown
-    assert "Suggestion: Nothing is left to be deleted; to have it back: zernel rollback" in shown
+    assert "Suggestion: Nothing is left to be deleted; to have it back: zernel rollback tx_4\n" in shown
     assert set(faulty.instances()) == {"db"}
-    faulty.ok("rollback")
+    faulty.ok("rollback", "tx_4")
     assert faulty.instances()["web"]["cpus"] == [4, 5]
     assert not pending(faulty)
+
+
+@BOTH
+@pytest.mark.parametrize("faulty", [["none", "none", "partial"]], indirect=True)
+def test_a_rollback_that_is_said_to_have_failed_is_taken_back_by_its_number(faulty: Host) -> None:
+    faulty.ok("create", "web", "--cpus=4-5", "--memory=1GB")
+    faulty.ok("create", "db", "--cpus=8", "--memory=1GB")
+    shown = faulty.refused("rollback")
+    assert set(faulty.instances()) == {"web"}
+    (advice,) = (line for line in shown.splitlines() if "to have it back: zernel " in line)
+    faulty.ok(*advice.partition("zernel ")[2].split())
+    assert set(faulty.instances()) == {"web", "db"}
+    assert not pending(faulty)
+
+
+@BOTH
+@pytest.mark.parametrize("faulty", [["none", "none", "partial"]], indirect=True)
+def test_a_deletion_that_is_said_to_have_failed_is_recorded_by_the_next_command(
+    faulty: Host, killed: Killed
+) -> None:
+    faulty.ok("create", "web", "--cpus=4-5", "--memory=1GB")
+    faulty.ok("create", "db", "--cpus=8", "--memory=1GB")
+    run_killed_after_its_write(faulty, killed, "delete", "web")
+    assert names(faulty) == {"db"}
+    dry, real = faulty.json("rollback", "--dry-run"), faulty.json("rollback")
+    assert (
+        dry["notes"]
+        == real["notes"]
+        == ["An earlier 'zernel delete web' was interrupted: the instance is gone"]
+    )
+    assert dry["undone"] == real["undone"] == {"command": "zernel delete web", "transactions": [4]}
+    assert names(faulty) == {"web", "db"}

@@ -135,7 +135,7 @@ def test_rmdir_undoes_the_operations_in_reverse(host: Host) -> None:
     there = wire.read_instance("a", 1, (host.root / "instances/a/device_tree").read_bytes())
     assert there is not None
     wanted = there.but(cpus=(5, 6), memory_bytes=2 * GB)
-    write_overlay(host, wire.update(there, wanted, wire.read_baseline(b"")[0]))
+    write_overlay(host, wire.update(there, wanted, wire.read_baseline(b"")))
     write_overlay(host, wire.remove("a"))
     assert names(host) == set()
     undo(host, 4)

@@ -64,9 +64,10 @@ def test_what_cannot_be_removed_again_is_said(faulty: Host) -> None:
 def test_what_could_not_be_removed_is_tried_again_by_the_next_commands(faulty: Host) -> None:
     assert "Suggestion: Remove what is left: zernel delete web" in faulty.refused(*CREATE)
     assert pending(faulty)
-    assert "What a failed creation left cannot be removed" in faulty.refused("delete", "other")
+    other = ("create", "other", "--cpus=4-7", "--memory=1GB")
+    assert "What a failed creation left cannot be removed" in faulty.refused(*other)
     assert pending(faulty)
-    done = faulty.json("create", "other", "--cpus=4-7", "--memory=1GB")
+    done = faulty.json(*other)
     assert "removed again" in done["notes"][0]
     assert set(faulty.instances()) == {"other"}
     assert not pending(faulty)
@@ -125,27 +126,54 @@ def test_instances_of_other_programs_are_seen_and_kept_clear_of(host: Host) -> N
     assert (done["cpus"], done["memory_base"], done["id"]) == ([6, 7], 0xC0000000, 2)
 
 
-@BOTH
-def test_an_instance_that_another_program_made_meanwhile_is_left_alone(host: Host) -> None:
-    # The other program writes between our look at the state and our own write, which then fails.
-    other = wire_of(host).create(Instance("web", 9, (4, 5, 6, 7), 0x80000000, 2 << 30))
+def refused_while_another_writes(host: Host, other: bytes, *words: str) -> str:
+    """Run a command while another program writes an overlay between our look at the state and our own write,
+    which then fails; return what is said. An empty overlay undoes the first transaction instead."""
     script = (
-        "import sys; from zernel.cli.main import main; from zernel.multikernel import fs;"
+        "import os, sys; from zernel.cli.main import main; from zernel.multikernel import fs;"
         "write = fs.MultikernelFs.write_overlay;"
         f"other = bytes.fromhex('{other.hex()}');"
         "fs.MultikernelFs.write_overlay = lambda self, blob:"
-        " (setattr(fs.MultikernelFs, 'write_overlay', write), write(self, other), write(self, blob));"
+        " (setattr(fs.MultikernelFs, 'write_overlay', write),"
+        " write(self, other) if other else os.rmdir(self.root / 'overlays/tx_2'), write(self, blob));"
         "sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, *CREATE],
+        [sys.executable, "-c", script, *words],
         env=host.environment(),
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert done.returncode == 1, done.stderr
-    assert "made by another program; it was left alone" in done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("version", "how"),
+    [(1, "as we do"), (1, "otherwise"), (2, "as we do"), (2, "otherwise"), (2, "by rmdir")],
+    indirect=["version"],
+)
+def test_what_another_program_deleted_meanwhile_is_no_change_of_ours(host: Host, how: str) -> None:
+    host.ok(*CREATE)
+    host.ok("create", "db", "--cpus=8", "--memory=1GB")
+    ours = wire_of(host).remove("web")
+    boot_cpu = slice(28, 32)  # in the header of the blob; it has no meaning here
+    theirs = ours[: boot_cpu.start] + b"\0\0\0\1" + ours[boot_cpu.stop :]
+    other = {"as we do": ours, "otherwise": theirs, "by rmdir": b""}[how]
+    shown = refused_while_another_writes(host, other, "delete", "web")
+    assert "The instance is gone, and it is not known by whose transaction" in shown
+    assert "rollback" not in shown
+    assert set(host.instances()) == {"db"}
+    assert not pending(host)
+    host.ok("rollback")
+    assert host.instances() == {}
+
+
+@BOTH
+def test_an_instance_that_another_program_made_meanwhile_is_left_alone(host: Host) -> None:
+    other = wire_of(host).create(Instance("web", 9, (4, 5, 6, 7), 0x80000000, 2 << 30))
+    assert "made by another program; it was left alone" in refused_while_another_writes(host, other, *CREATE)
     assert host.instances()["web"]["id"] == 9
     assert not pending(host)
 

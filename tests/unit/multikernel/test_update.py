@@ -349,8 +349,9 @@ def test_what_cannot_be_changed_back_is_said_and_tried_again(faulty: Host) -> No
     faulty.ok(*without_parts(faulty, DATABASE))
     assert "A part of it was changed and could not be changed back" in faulty.refused(*GROW)
     assert faulty.instances()["database"]["memory_bytes"] == 8 * GB
-    assert "What a failed change left cannot be undone" in faulty.refused("delete", "other")
-    done = faulty.json("create", "other", "--cpus=4", "--memory=1GB")
+    other = ("create", "other", "--cpus=4", "--memory=1GB")
+    assert "What a failed change left cannot be undone" in faulty.refused(*other)
+    done = faulty.json(*other)
     assert done["notes"] == [
         "An earlier 'zernel update database' was interrupted: a part of it was changed, and was changed back"
     ]
@@ -379,7 +380,7 @@ def test_what_another_program_changed_meanwhile_is_left_alone(host: Host, killed
         moment += 1
     there = Instance("database", 1, (*range(8, 16), 20, 21), 2 * GB, 4 * GB)
     wire = wire_of(host)
-    pool, _ = wire.read_baseline((host.root / "device_tree").read_bytes())
+    pool = wire.read_baseline((host.root / "device_tree").read_bytes())
     write_overlay(host, wire.update(there, there.but(cpus=(*there.cpus, 30)), pool))
     done = host.json("create", "other", "--cpus=4", "--memory=1GB")
     assert "changed by another program; it was left alone" in done["notes"][0]

@@ -1,65 +1,28 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Kernels of the second version: probing, physical CPU ids, memory that the kernel places, the record."""
+"""Kernels of the second version: probing, physical CPU ids, memory that the kernel places."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-import signal
-import stat
 from pathlib import Path
 
 import pytest
 
-from zernel.devicetree import load
-from zernel.devicetree.model import Instance, Resources
-from zernel.devicetree.tree import Node
+from zernel.devicetree.model import Instance
 from zernel.errors import ZernelError
-from zernel.multikernel import baseline, inventory_record, live_tree, proc, wire_v2
+from zernel.multikernel import baseline, inventory_record, live_tree, proc
 from zernel.multikernel.fs import MultikernelFs
-from zernel.multikernel.inventory_record import Inventory, Recorded
+from zernel.multikernel.inventory_record import Inventory
 from zernel.multikernel.journal import directory_of
-from zernel.multikernel.live_tree import LiveDevice, Pool
+from zernel.multikernel.live_tree import LiveDevice
 from zernel.multikernel.simulate_v2 import HOST_CPUS, physical_id
-from zernel.multikernel.wire import overlay
-from zernel.multikernel.wire_v2 import V2, cpu_items, fragment, pool_change
 
-from .conftest import EXAMPLES, Host, Killed, names, state_directory, wire_of, write_overlay
+from .conftest import EXAMPLES, Host, names, write_overlay
+from .v2 import GB, apply, pool, resources, shown, wire
 
 pytestmark = pytest.mark.parametrize("version", [2], indirect=True)
-GB = 1 << 30
-
-
-def wire(host: Host) -> V2:
-    found = wire_of(host)
-    assert isinstance(found, V2)
-    return found
-
-
-def record(host: Host) -> Path:
-    (path,) = host.state.rglob("inventory.json")
-    return path
-
-
-def pool(host: Host) -> Pool | None:
-    return live_tree.pool((host.root / "device_tree").read_bytes())
-
-
-def shown(host: Host, name: str) -> live_tree.LiveInstance:
-    found = live_tree.instance((host.root / "instances" / name / "device_tree").read_bytes())
-    assert found is not None
-    return found
-
-
-def apply(host: Host, example: str = "baseline.dts") -> tuple[str, ...]:
-    return ("init", f"--input={EXAMPLES / example}", "--apply")
-
-
-def resources(example: str = "baseline.dts") -> Resources:
-    system = load.read_file(str(EXAMPLES / example)).system
-    assert system is not None
-    return system.resources
 
 
 # -- probing ------------------------------------------------------------------------------------------------
@@ -330,158 +293,3 @@ def test_the_live_tree_can_be_validated_and_converted(empty: Host, tmp_path: Pat
     assert found["hardware"]["devices"]["gpu0"]["pci_id"] == "0000:01:00.0"
     empty.ok("convert", str(tree), str(file))
     assert "gpu0: pci@0 {" in file.read_text()
-
-
-# -- the record ---------------------------------------------------------------------------------------------
-
-
-def test_without_a_record_nobody_is_told_to_delete_the_instances(host: Host) -> None:
-    host.ok("create", "web", "--cpus=4", "--memory=1GB")
-    path = record(host)
-    content = path.read_bytes()
-    path.unlink()
-    shown = host.refused("init", f"--input={EXAMPLES / 'minimal.dts'}", "--apply")
-    assert f"Suggestion: Put back {path}, which tells" in shown
-    path.write_bytes(content)
-    assert "Delete them first: zernel delete web" in host.refused(
-        "init", f"--input={EXAMPLES / 'minimal.dts'}", "--apply"
-    )
-
-
-@pytest.mark.parametrize("how", ["lost", "corrupt", "cut", "stale"])
-def test_without_a_record_that_agrees_only_the_pool_is_known(host: Host, how: str) -> None:
-    path = record(host)
-    content = path.read_bytes()
-    if how == "lost":
-        path.unlink()
-    elif how == "corrupt":
-        path.write_bytes(content.replace(b'"total": 32', b'"total": 33'))
-        assert path.read_bytes() != content
-    elif how == "cut":
-        path.write_bytes(content[: len(content) // 2])
-    else:
-        taken = Node("cpu-remove", children=cpu_items([physical_id(31)]))
-        write_overlay(host, overlay(fragment(0, "/resources", taken)))
-    data = host.json("show")
-    assert data["baseline_complete"] is False
-    last = 31 if how != "stale" else 30
-    assert data["hardware"]["cpus"]["available"] == [physical_id(cpu) for cpu in range(4, last + 1)]
-    text = host.ok("show")
-    assert "only the pool is known" in text
-    # What another program's pool does not tell is not guessed.
-    cpus, memory = data["hardware"]["cpus"], data["hardware"]["memory"]
-    assert (cpus["total"], cpus["host_reserved"]) == (None, None)
-    assert (memory["total_bytes"], memory["host_reserved_bytes"]) == (None, None)
-    assert "  CPUs: total unknown\n    Host reserved: unknown\n    Memory pool: " in text
-    assert "  Memory: total unknown\n    Host reserved: unknown\n    Memory pool: " in text
-    assert "CPUs are shown by their physical ids" in text
-    # Commands take what is shown.
-    assert "CPU 4 is reserved for host" in host.refused("create", "web", "--cpus=4", "--memory=1GB")
-    host.ok("create", "web", f"--cpus={physical_id(4)}", "--memory=1GB")
-    assert shown(host, "web").cpus == (physical_id(4),)
-    host.ok("delete", "web")
-    assert "has no known physical id" in host.refused(*apply(host))
-
-
-def test_a_record_of_before_a_reboot_is_not_believed(host: Host) -> None:
-    host.stop()
-    host.start()
-    assert "No baseline is applied" in host.refused("show")
-    host.init()
-    assert host.json("show")["baseline_complete"]
-
-
-@pytest.mark.parametrize("before", [None, "minimal.dts"])
-def test_sigkill_at_every_moment_of_an_init(empty: Host, killed: Killed, before: str | None) -> None:
-    moment, outcomes, status = 0, [], -signal.SIGKILL
-    wanted = resources().cpus.available
-    while status == -signal.SIGKILL:
-        if before is not None:
-            assert killed(-1, *apply(empty, before))[0] == 0
-        elif moment:
-            take_back(empty)
-        status, _ = killed(moment, *apply(empty))
-        moment += 1
-        now = pool(empty)
-        # Reading needs no repair: the record of what was begun is believed once the pool is there.
-        if now is not None:
-            data = json.loads(killed(-1, "show", "--format=json")[1])
-            assert data["baseline_complete"]
-        done = now is not None and now.cpus == tuple(map(physical_id, wanted))
-        outcomes.append(done)
-        begun = any(json.loads(path.read_text())["begun"] for path in empty.state.rglob("inventory.json"))
-        code, output = killed(-1, *apply(empty), "--format=json")
-        assert code == 0
-        data = json.loads(output)
-        assert data["changed"] is not done
-        said = "the baseline is applied" if done else "it changed nothing"
-        notes = [note for note in data["notes"] if "interrupted" in note]
-        assert notes == ([f"An earlier 'zernel init --apply' was interrupted: {said}"] if begun else [])
-        assert json.loads(record(empty).read_text())["begun"] is None
-    assert status == 0
-    assert min(outcomes.count(True), outcomes.count(False)) > 1
-
-
-def test_a_pool_between_two_baselines_is_brought_back(host: Host) -> None:
-    directory, before = record(host).parent, host.json("show")["hardware"]
-    wanted = resources("minimal.dts")
-    applied = inventory_record.read(directory).applied
-    assert applied is not None
-    # As a command leaves it that is killed while the kernel has done a part of what it was asked.
-    begun = Recorded(wanted, applied.ids)
-    inventory_record.write(directory, Inventory(applied, begun))
-    taken = Node("cpu-remove", children=cpu_items([physical_id(31)]))
-    write_overlay(host, overlay(fragment(0, "/resources", taken)))
-    done = host.json("create", "web", "--cpus=31", "--memory=1GB")
-    assert done["notes"] == [
-        "An earlier 'zernel init --apply' was interrupted: the pool before it was brought back"
-    ]
-    assert host.json("show")["hardware"] == before
-    # With an instance on it, it is left as it is.
-    inventory_record.write(directory, Inventory(applied, begun))
-    taken = Node("cpu-remove", children=cpu_items([physical_id(30)]))
-    write_overlay(host, overlay(fragment(0, "/resources", taken)))
-    told = host.refused("create", "db", "--cpus=5", "--memory=1GB")
-    assert "the pool is neither the old nor the new one, and in use" in told
-    assert host.json("show")["baseline_complete"] is False
-
-
-def test_another_programs_pool_is_not_taken_back_for_ours(empty: Host) -> None:
-    # As a command leaves it that is killed before its write, on a pool that another program made.
-    ids = {cpu: physical_id(cpu) for cpu in range(HOST_CPUS)}
-    begun = Recorded(resources(), ids)
-    foreign = Recorded(resources("minimal.dts"), ids)
-    (empty.root / "device_tree").write_bytes(wire_v2.baseline(foreign))
-    before = pool(empty)
-    directory = state_directory(empty)
-    inventory_record.write(directory, Inventory(None, begun))
-    done = empty.json("create", "web", f"--cpus={physical_id(2)}", "--memory=1GB")
-    assert done["notes"] == [
-        "An earlier 'zernel init --apply' was interrupted: the pool is another program's, and was left alone"
-    ]
-    assert pool(empty) == before
-
-
-def test_a_pool_in_pieces_that_a_killed_init_left_is_given_back(empty: Host) -> None:
-    ids = {cpu: physical_id(cpu) for cpu in range(HOST_CPUS)}
-    begun = Recorded(resources("numa_topology.dts"), ids)
-    (empty.root / "device_tree").write_bytes(wire_v2.baseline(begun))
-    directory = state_directory(empty)
-    inventory_record.write(directory, Inventory(None, begun))
-    done = empty.json(*apply(empty))
-    assert done["notes"][0].endswith("interrupted: the pool was given back to the host: nothing was changed")
-    assert empty.json("show")["baseline_complete"]
-
-
-def take_back(host: Host) -> None:
-    """Return the pool to the host, as another program does."""
-    found = pool(host)
-    assert found is not None
-    blob = pool_change(found, None)
-    assert blob is not None
-    write_overlay(host, blob)
-    assert pool(host) is None
-
-
-def test_the_record_is_for_everyone_to_read(host: Host) -> None:
-    assert stat.S_IMODE(record(host).stat().st_mode) == 0o644

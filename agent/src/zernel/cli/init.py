@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
             "dry_run": args.dry_run,
             "simulated": target.simulated,
             "device_tree": str(target.root / "device_tree"),
-            "before": report.hardware_data(before, complete=done.before_complete) if before else None,
+            "before": report.hardware_data(before) if before else None,
             "after": report.hardware_data(done.after, placed=done.placed),
             "notes": list(notes),
         }

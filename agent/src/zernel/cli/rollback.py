@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
 def _give_up(args: argparse.Namespace, target: fs.MultikernelFs) -> int:
     found = transactions.give_up(target, dry_run=args.dry_run)
     changed = bool(found.left or found.notes)
+    notes = [*found.notes, *found.calls]
     status = "given-up" if found.left else "settled" if found.notes else "unchanged"
     data = {
         "status": "planned" if changed and args.dry_run else status,
@@ -75,9 +76,9 @@ def _give_up(args: argparse.Namespace, target: fs.MultikernelFs) -> int:
         "dry_run": args.dry_run,
         "simulated": target.simulated,
         "left": list(found.left),
-        "notes": list(found.notes),
+        "notes": notes,
     }
-    lines = [f"NOTE: {note}" for note in found.notes] + [f"  {text}" for text in found.left]
+    lines = [f"NOTE: {note}" for note in notes] + [f"  {text}" for text in found.left]
     done = {
         "given-up": "✓ The change was given up; what is left of it stays: zernel show",
         "settled": "✓ Nothing had to be given up: the change was settled",

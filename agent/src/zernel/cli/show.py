@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
         "simulated": target.simulated,
         "root": str(target.root),
         "wire": wire.name,
-        "baseline_complete": current.complete,
-        "hardware": report.hardware_data(resources, complete=current.complete),
+        "baseline_complete": resources.complete,
+        "hardware": report.hardware_data(resources),
         "instances": {
             instance.name: report.instance_data(instance, current.statuses[instance.name])
             for instance in instances
@@ -83,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
     def text() -> str:
         lines: list[str] = []
         if args.name is None:
-            lines = [*report.inventory_lines(resources, complete=current.complete), ""]
-        if args.name is None and not current.complete:
+            lines = [*report.inventory_lines(resources), ""]
+        if args.name is None and not resources.complete:
             lost = ", or Zernel's record of it is lost" if wire.places_memory else ""
             ids = ["CPUs are shown by their physical ids"] if wire.places_memory else []
             lines[:0] = [f"The baseline was applied by another program{lost}: only the pool is known", *ids]
@@ -120,7 +120,7 @@ def _show_report(args: argparse.Namespace) -> int:
         "simulated": target.simulated,
         "root": str(target.root),
         "wire": wire.name,
-        "baseline_complete": current.complete,
+        "baseline_complete": current.system.resources.complete,
         "utilisation": utilisation.data(current.system, current.statuses),
         "warnings": [problem.as_dict() for problem in warnings],
     }

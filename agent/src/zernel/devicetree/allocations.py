@@ -121,6 +121,9 @@ class _Check(InstanceCheck):
             self.add("cpu-none", "Instance has no CPU", index, "cpus", suggestion="Give it at least one CPU")
             return
         wanted = set(instance.cpus)
+        if self.resources.unknown is not None:
+            self.check_pool_cpus(index, wanted.difference(cpus.available), self.resources.unknown)
+            wanted.intersection_update(cpus.available)
         missing = {cpu for cpu in wanted if cpu >= cpus.total}
         reserved = wanted.intersection(cpus.host_reserved) - missing
         unavailable = wanted - missing - reserved - set(cpus.available)
@@ -148,6 +151,20 @@ class _Check(InstanceCheck):
                 index,
                 "cpus",
                 suggestion="List each CPU once",
+            )
+
+    def check_pool_cpus(self, index: int, outside: set[int], unknown: str) -> None:
+        """Refuse CPUs of which nobody knows whether the host keeps them, or whether they exist."""
+        if outside:
+            self.add(
+                "cpu-unavailable",
+                f"{'CPU' if len(outside) == 1 else 'CPUs'} {format_cpus(outside)}"
+                f" {'is' if len(outside) == 1 else 'are'} not in the pool",
+                index,
+                "cpus",
+                explanation=(unknown,),
+                current_state=f"Available CPUs: {format_cpus(self.resources.cpus.available)}",
+                suggestion=self.suggest_cpus(index),
             )
 
     def suggest_cpus(self, index: int) -> str:

@@ -86,12 +86,23 @@ class NumaNode(Record):
 
 
 class Resources(Record):
-    """The hardware inventory: a baseline."""
+    """The hardware inventory: a baseline.
+
+    ``unknown`` says in words why nothing but the pool is known, as for what another program applied: then the
+    totals and what the host keeps are stand-ins. With ``physical_ids``, CPUs have the numbers of their APICs.
+    """
 
     cpus: Cpus
     memory: Memory
     devices: tuple[Device, ...] = ()
     numa_nodes: tuple[NumaNode, ...] = ()
+    unknown: str | None = None
+    physical_ids: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether more than the pool is known."""
+        return self.unknown is None
 
 
 class DeviceUse(Record):

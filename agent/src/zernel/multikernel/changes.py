@@ -154,6 +154,49 @@ def is_part(now: Instance | None, made: Instance | None) -> bool:
     )
 
 
+class Common(Record):
+    """What one instance has of what another one is to have."""
+
+    cpus: tuple[int, ...]
+    memory: bool
+    devices: tuple[DeviceUse, ...]
+    id: int | None
+
+    @property
+    def any(self) -> bool:
+        """Whether there is anything."""
+        return bool(self.cpus or self.memory or self.devices or self.id is not None)
+
+    def __str__(self) -> str:
+        """Return it for a person: ``CPUs 4-5, its memory, eth0:vf1, id 3``."""
+        words = [f"CPUs {format_cpus(self.cpus)}"] if self.cpus else []
+        words += ["its memory"] if self.memory else []
+        words += sorted(map(str, self.devices))
+        words += [f"id {self.id}"] if self.id is not None else []
+        return ", ".join(words)
+
+
+def common(wanted: Instance, other: Instance, *, placed: bool) -> Common:
+    """Return what ``other`` has of ``wanted``; memory counts only where its place is ``placed`` by us.
+
+    Who has a whole device has its functions and namespaces, too.
+    """
+    has = set(other.devices)
+    parted = {use.device for use in has}
+    return Common(
+        tuple(sorted({*wanted.cpus} & {*other.cpus})),
+        placed and wanted.memory_base < other.memory_end and other.memory_base < wanted.memory_end,
+        tuple(
+            use
+            for use in wanted.devices
+            if use in has
+            or DeviceUse(use.device) in has
+            or (use.device in parted and use == DeviceUse(use.device))
+        ),
+        other.id if other.id == wanted.id else None,
+    )
+
+
 def differences(found: Instance | None, expected: Instance | None) -> list[str]:
     """Return in words how an instance that was ``found`` differs from the one ``expected``."""
     if found is None or expected is None:

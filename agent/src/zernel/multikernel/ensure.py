@@ -99,7 +99,8 @@ def ensured(fs: MultikernelFs, wish: Wish, *, dry_run: bool, root: Path = Path("
     speaks against it, and then nothing was changed; or with what a step met, and which were done before it.
     """
     with ExitStack() as stack:
-        with change(fs, dry_run) as (wire, _, settled):
+        deletes = wish.name if wish.state == "absent" else None
+        with change(fs, dry_run, deletes=deletes) as (wire, _, settled):
             planned = _Plan(settled.fs, wire, wish, settled, root, stack).run()
         if not dry_run:
             with labelling(fs):

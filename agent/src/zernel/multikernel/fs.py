@@ -32,6 +32,7 @@ READY, LOADED, ACTIVE = "ready", "loaded", "active"
 """The statuses of an instance: without a kernel, with one, and with one that runs."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PENDING_SECONDS = 5.0
+_MAX_READ, _PIECE = 2 << 20, 64 << 10
 TYPE_CHECKING = False  # as in zernel.record
 if TYPE_CHECKING:
     from zernel.devicetree.model import Instance
@@ -74,6 +75,12 @@ class MultikernelFs(Record):
     def cpuinfo(self) -> Path:
         """Where the CPUs of this kernel's host are listed: /proc/cpuinfo, or the simulation's own."""
         return self.root / "SIMULATED.cpuinfo" if self.simulated else Path("/proc/cpuinfo")
+
+    @property
+    def cpu_topology(self) -> Path:
+        """Where this kernel shows what it keeps of CPUs, also of those taken offline: debugfs, or the
+        simulation's own."""
+        return self.root / "SIMULATED.topology" if self.simulated else Path("/sys/kernel/debug/x86/topo/cpus")
 
     @property
     def iomem(self) -> Path:
@@ -184,8 +191,16 @@ class MultikernelFs(Record):
 
     def _read(self, path: Path) -> bytes:
         try:
-            with path.open("rb") as file:
-                return file.read(2 << 20)
+            # Not Path.open, which looks at the file's size and whether it is a terminal first: a change of
+            # hundreds of instances reads thousands of files while it holds the lock.
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                content = bytearray()
+                while len(content) < _MAX_READ and (piece := os.read(descriptor, _PIECE)):
+                    content += piece
+                return bytes(content)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             if error.errno != errno.ENODEV:
                 raise

@@ -5,8 +5,9 @@ The protocol is that of include/uapi/linux/fuse.h, version 7.31 (Linux 5.4); new
 No library is used: Debian 12 and 13 package different ones (python3-fusepy is unmaintained, python3-pyfuse3
 needs trio, mfusepy is not packaged), and a simulated kernel file system needs a dozen requests.
 
-The server is single-threaded and caches nothing, so that a directory which appears during a write is seen by
-the next lookup, as with kernfs.
+The server is single-threaded and lets the kernel cache nothing but what never changes, the names in the root
+and the attributes of directories: a directory which appears during a write is seen by the next lookup, as
+with kernfs.
 """
 
 from __future__ import annotations
@@ -30,16 +31,18 @@ MAX_WRITE = 128 << 10
 # Request numbers (enum fuse_opcode).
 _LOOKUP, _FORGET, _GETATTR, _SETATTR, _SYMLINK, _MKNOD, _MKDIR, _UNLINK = 1, 2, 3, 4, 6, 8, 9, 10
 _RMDIR, _RENAME, _LINK, _OPEN, _READ, _WRITE, _STATFS, _RELEASE = 11, 12, 13, 14, 15, 16, 17, 18
-_FLUSH, _INIT, _OPENDIR, _READDIR, _RELEASEDIR, _CREATE, _INTERRUPT = 25, 26, 27, 28, 29, 35, 36
+_INIT, _OPENDIR, _READDIR, _RELEASEDIR, _CREATE, _INTERRUPT = 26, 27, 28, 29, 35, 36
 _DESTROY, _BATCH_FORGET, _RENAME2 = 38, 42, 45
 _NO_ANSWER = (_FORGET, _BATCH_FORGET, _INTERRUPT)
-_EMPTY_ANSWER = (_FLUSH, _RELEASEDIR, _DESTROY)
+_EMPTY_ANSWER = (_RELEASEDIR, _DESTROY)
 _NOT_PERMITTED = (_SYMLINK, _MKNOD, _UNLINK, _RENAME, _LINK, _CREATE, _RENAME2)
 
 _BIG_WRITES, _ATOMIC_O_TRUNC = 1 << 5, 1 << 3
 _FOPEN_DIRECT_IO = 1
 _ROOT = 1
 _WRITE_HEADER_BYTES = 40
+_UNCHANGED_SECONDS = 3600
+_TOP = PurePosixPath("/")
 
 _IN = struct.Struct("<IIQQIIIHH")
 _OUT = struct.Struct("<IiQ")
@@ -114,8 +117,8 @@ class _Server:
         self.device = device
         self.wake = wake
         self.fs = fs
-        self.paths = {_ROOT: PurePosixPath("/")}
-        self.nodes = {PurePosixPath("/"): _ROOT}
+        self.paths = {_ROOT: _TOP}
+        self.nodes = {_TOP: _ROOT}
         self.handles = 0
 
     def run(self, ready: Callable[[], None]) -> bool:
@@ -167,8 +170,9 @@ class _Server:
         if opcode == _LOOKUP:
             return self.entry(path / _name(body))
         if opcode in (_GETATTR, _SETATTR):
-            # Nothing can be set; a truncation before a write is accepted, and attributes are never cached.
-            return bytes(16) + self.attributes(path)
+            # Nothing can be set; a truncation before a write is accepted.
+            validity, attributes = self.attributes(path)
+            return struct.pack("<QII", validity, 0, 0) + attributes
         if opcode in (_OPEN, _OPENDIR):
             self.handles += 1
             return struct.pack("<QIi", self.handles, _FOPEN_DIRECT_IO if opcode == _OPEN else 0, 0)
@@ -216,15 +220,19 @@ class _Server:
             self.paths[self.nodes[path]] = path
         return self.nodes[path]
 
-    def attributes(self, path: PurePosixPath) -> bytes:
+    def attributes(self, path: PurePosixPath) -> tuple[int, bytes]:
+        """Return for how many seconds the attributes are valid, and the attributes."""
         mode, size = self.fs.attributes(path)
         links = 2 if stat.S_ISDIR(mode) else 1
-        return _ATTR.pack(self.number(path), size, 0, 0, 0, 0, 0, 0, 0, mode, links, 0, 0, 0, 4096, 0)
+        # Who looks at the root is to see that the server has died.
+        validity = _UNCHANGED_SECONDS if links == 2 and path != _TOP else 0
+        packed = _ATTR.pack(self.number(path), size, 0, 0, 0, 0, 0, 0, 0, mode, links, 0, 0, 0, 4096, 0)
+        return validity, packed
 
     def entry(self, path: PurePosixPath) -> bytes:
-        attributes = self.attributes(path)
-        # Validity 0: nothing is cached.
-        return struct.pack("<QQQQII", self.number(path), 0, 0, 0, 0, 0) + attributes
+        validity, attributes = self.attributes(path)
+        there = _UNCHANGED_SECONDS if path.parent == _TOP else 0
+        return struct.pack("<QQQQII", self.number(path), 0, there, validity, 0, 0) + attributes
 
     def directory(self, path: PurePosixPath, offset: int, size: int) -> bytes:
         reply = bytearray()

@@ -6,7 +6,8 @@ directory for each multikernel file system: a kernel has one, wherever it is mou
 simulation goes by its mount. The lock is flock(2) on a file: the kernel drops it when its
 holder dies, so a file that was left behind means nothing. The journal holds the change in progress, written
 before the kernel is asked and removed after its answer was read; what a killed command left is settled by the
-next one. The history holds the last `HISTORY` changes, one file each, for ``zernel rollback``.
+next one. The history holds the last `HISTORY` changes, one file each, for ``zernel rollback``. A deletion
+that is made while the journal holds what cannot be settled has a journal of its own, ``beside`` that one.
 
 What an entry says is true of one boot of the kernel, or one run of a simulation (``identity``): transactions
 are numbered anew with each, and equal changes have equal overlays. While the change is made, the entry is
@@ -19,14 +20,16 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import AbstractContextManager
+import shlex
+import stat
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 from zernel import files
 from zernel.devicetree.model import DeviceUse, Instance
 from zernel.devicetree.units import device_use
-from zernel.errors import fail
+from zernel.errors import Problem, ZernelError, fail
 from zernel.multikernel import mounts
 from zernel.multikernel.changes import Step
 from zernel.multikernel.fs import DEFAULT_ROOT, MultikernelFs
@@ -38,6 +41,7 @@ MAX_BYTES = 4 << 20
 """More than the largest change takes: 512 instances, before and after."""
 FORMAT = 2
 """Of the entries. Those of the first had neither an identity nor the transactions of single steps."""
+_JOURNAL = "The journal of instance changes"
 ACTIONS = ("create", "delete", "update", "rollback", "apply")
 
 
@@ -49,7 +53,7 @@ class Entry(Record):
     before it. Once it is being undone, ``made`` are the steps' transactions (None: there is none), and
     ``undone`` the step (its index) and the SHA-256 of each overlay that was to take a step back, in order.
     Once it is done, ``transactions`` are the kernel's numbers for its steps. ``undoes`` is the number of the
-    change that a rollback took back.
+    change that a rollback took back. ``physical_ids`` says by which numbers CPUs went (`Wire.physical_ids`).
     """
 
     number: int
@@ -62,12 +66,17 @@ class Entry(Record):
     undone: tuple[tuple[int, str], ...] = ()
     transactions: tuple[int, ...] = ()
     undoes: int | None = None
+    physical_ids: bool = False
 
     @property
     def command(self) -> str:
         """The command as a person gave it, without its options."""
         alone = self.action in ("create", "delete", "update")
         return f"zernel {self.action} {self.steps[0].name}" if alone else f"zernel {self.action}"
+
+    def done(self, transactions: tuple[int, ...]) -> Entry:
+        """Return the entry as the history has it."""
+        return self.but(before=(), made=(), undone=(), transactions=transactions)
 
 
 def directory_of(fs: MultikernelFs) -> Path:
@@ -84,20 +93,22 @@ def directory_of(fs: MultikernelFs) -> Path:
 
 
 class Journal:
-    """The journal of one multikernel file system. Use it under its `lock`."""
+    """The journal of one multikernel file system, or the one ``beside`` it. Use it under its `lock`."""
 
-    def __init__(self, fs: MultikernelFs) -> None:
+    def __init__(self, fs: MultikernelFs, *, beside: bool = False) -> None:
         self.directory = directory_of(fs)
-        self.path = self.directory / "journal.json"
+        self.locked = self.directory / "lock"
+        self.first = self.directory / "journal.json"
+        self.path = self.directory / "deletion.json" if beside else self.first
         self.done = self.directory / "history"
 
     def lock(self) -> AbstractContextManager[None]:
         """Hold the lock; raises `ZernelError` with the holder's pid when it stays taken."""
-        return files.locked(self.directory / "lock", "is changing the instances")
+        return files.locked(self.locked, "is changing the instances")
 
     def is_locked(self) -> bool:
         """Say whether a command holds the lock now, as far as that can be told."""
-        return files.is_locked(self.directory / "lock")
+        return files.is_locked(self.locked)
 
     def begin(self, entry: Entry) -> None:
         """Record a change before the kernel is asked for it; on disk when this returns."""
@@ -107,20 +118,21 @@ class Journal:
         """Forget the change: its outcome was read."""
         files.remove(self.path)
 
-    def commit(self, entry: Entry, transactions: tuple[int, ...]) -> None:
-        """Move the change into the history: it was done by these transactions.
+    def commit(self, entry: Entry) -> None:
+        """Move a change that was done (`Entry.done`) into the history.
 
         Killed in between, it is in both; the next command moves it once more, to the same file.
         """
-        done = entry.but(before=(), made=(), undone=(), transactions=transactions)
-        files.replace(self.done / f"{entry.number}.json", _text(done))
+        files.replace(self.done / f"{entry.number}.json", _text(entry))
         for number in self._numbers()[:-HISTORY]:
-            files.remove(self.done / f"{number}.json")
+            with suppress(IsADirectoryError):  # a rollback tells of it
+                files.remove(self.done / f"{number}.json")
         self.end()
 
     def next_number(self) -> int:
-        """Return the number for a new change."""
-        return max(self._numbers(), default=0) + 1
+        """Return the number for a new change; one that is not settled may still need its own."""
+        waiting = _read(self.first, _JOURNAL)
+        return max((*self._numbers(), waiting.number if waiting else 0)) + 1
 
     def pending(self) -> Entry | None:
         """Return the change that a command began and did not end, or None.
@@ -128,7 +140,7 @@ class Journal:
         Raises `ZernelError` for one that is not understood, among them those of an older Zernel: what became
         of their single steps cannot be told.
         """
-        entry = _read(self.path, "The journal of instance changes")
+        entry = _read(self.path, _JOURNAL)
         if entry is not None and entry.identity is None:
             raise fail(
                 "journal-older",
@@ -140,13 +152,15 @@ class Journal:
             )
         return entry
 
-    def history(self) -> list[Entry]:
-        """Return the changes that were done, the newest first."""
-        found = [
-            _read(self.done / f"{number}.json", "The history of instance changes")
-            for number in reversed(self._numbers())
-        ]
-        return [entry for entry in found if entry is not None]
+    def history(self, foreseen: tuple[Entry, ...] = ()) -> list[Entry]:
+        """Return the changes that were done, the newest first; in a dry run with those that settling would
+        record."""
+        found = {entry.number: entry for entry in foreseen}
+        for number in self._numbers():
+            entry = _read(self.done / f"{number}.json", "The history of instance changes")
+            if entry is not None:
+                found[entry.number] = entry
+        return [found[number] for number in sorted(found, reverse=True)[:HISTORY]]
 
     def _numbers(self) -> list[int]:
         try:
@@ -165,8 +179,32 @@ def _instance_data(instance: Instance | None) -> dict[str, Any] | None:
     return None if instance is None else vars(instance) | {"devices": list(map(str, instance.devices))}
 
 
+def misplaced(path: Path, *, directory: bool = False) -> list[Problem]:
+    """Return the problem of what stands in the place of a file, or of a directory: a FIFO, for one."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []
+    if stat.S_ISDIR(mode) if directory else stat.S_ISREG(mode):
+        return []
+    kinds = {stat.S_IFDIR: "a directory", stat.S_IFREG: "a file", stat.S_IFIFO: "a FIFO"}
+    kind = kinds.get(stat.S_IFMT(mode), "a device or a socket")
+    wanted = "directory" if directory else "file"
+    look, remove = ("See what is in it, then remove", "rm -r") if stat.S_ISDIR(mode) else ("Remove", "rm")
+    return [
+        Problem(
+            "state-misplaced",
+            f"In the place of a {wanted} that Zernel keeps stands {kind}",
+            explanation=(f"{path} is {kind}; Zernel did not make it",),
+            suggestion=f"{look} it: {remove} {shlex.quote(str(path))}",
+        )
+    ]
+
+
 def _read(path: Path, what: str) -> Entry | None:
     """Return the entry in a file, None where there is no file; raises `ZernelError` for another content."""
+    if problems := misplaced(path):
+        raise ZernelError(*problems)
     try:
         return _entry(json.loads(files.read_regular(path, MAX_BYTES)))
     except FileNotFoundError:
@@ -212,6 +250,7 @@ def _entry(data: Any) -> Entry:
         undone,
         _all(data, "transactions", int),
         None if undoes is None else _checked(undoes, int),
+        _checked(data.get("physical_ids", False), bool),
     )
 
 

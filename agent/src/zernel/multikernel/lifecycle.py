@@ -4,7 +4,7 @@
 Each step is one system call (`zernel.multikernel.kexec`), made under the lock of all instance changes, with
 the journal telling what was begun. A call is believed only when the instance's status shows it. What
 stops a kernel waits for nothing else: neither for a change of the instances that cannot be settled, nor for a
-disk that takes no journal.
+disk that takes neither journal nor lock.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _step(
     files: BootFiles | tuple[Problem, ...] = (),
 ) -> Result:
     stops = step in (_HALT, _UNLOAD)
-    with change(fs, dry_run, settle=not stops) as (wire, journal, settled):
+    with change(fs, dry_run, settle=not stops, must_lock=not stops) as (wire, journal, settled):
         fs = settled.fs
         problems = list(files) if isinstance(files, tuple) else []
         try:

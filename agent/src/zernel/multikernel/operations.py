@@ -80,8 +80,11 @@ def create(
 
 
 def delete(fs: MultikernelFs, name: str, *, dry_run: bool, ensure: bool) -> Outcome:
-    """Delete an instance. With ``ensure``, one that is not there is no error."""
-    with change(fs, dry_run) as (wire, journal, settled):
+    """Delete an instance. With ``ensure``, one that is not there is no error.
+
+    A change that cannot be settled does not stop it, unless it is about this instance.
+    """
+    with change(fs, dry_run, deletes=name) as (wire, journal, settled):
         fs, notes = settled.fs, settled.notes
         problems = check_name(name)
         if problems:
@@ -187,16 +190,17 @@ def rollback(fs: MultikernelFs, transaction: int | None, *, dry_run: bool) -> Ro
     with change(fs, dry_run) as (wire, journal, settled):
         fs = settled.fs
         current = state.load(fs, wire)
-        history = [entry for entry in Journal(fs).history() if made_by(fs, entry)]
+        history = [entry for entry in Journal(fs).history(settled.foreseen) if made_by(fs, entry)]
         entry = undoing.to_undo(history, transaction)
-        instances, problems = undoing.undone(current.system, entry, wire)
+        instances, problems = undoing.undone(current, entry, wire)
         before, resources = current.system.instances, current.system.resources
         replaced, why = planning.replacements(before, instances, resources, current.statuses, wire)
         problems += why
         if not is_valid(problems):
             raise planning.refused(problems)
         steps = order(before, instances, replaced)
-        if refusals := planning.check_busy(current.statuses, steps) + wire.refusals(steps, resources):
+        refusals = [one.but(alternative=None) for one in planning.check_busy(current.statuses, steps)]
+        if refusals := refusals + undoing.advised(wire.refusals(steps, resources), current, entry, wire):
             raise ZernelError(*refusals)
         found = Rollback(entry, tuple(steps), warnings=tuple(problems), notes=settled.notes)
         if journal is None:

@@ -122,7 +122,8 @@ def plan(system: System, request: Request, root: Path = Path("/")) -> tuple[Inst
     if not topology.foreign:
         system = system.but(resources=locate_devices(system.resources, root))
     resources, layout = system.resources, Layout(system, topology)
-    problems = unknown_topology(request.name, request.cpu_affinity, topology)
+    problems = by_physical_ids(request.name, resources)
+    problems += unknown_topology(request.name, request.cpu_affinity, topology)
 
     def choose(given: T | None, choice: Callable[[], T], stand_in: T) -> T:
         if given is not None:
@@ -162,6 +163,23 @@ def plan(system: System, request: Request, root: Path = Path("/")) -> tuple[Inst
             problems.append(problem)
     problems += allocate.shared_cores(resources, system.instances, layout, instance, topology)
     return instance, problems
+
+
+def by_physical_ids(name: str, resources: Resources) -> list[Problem]:
+    """Say that CPUs are named by other numbers than Linux's, where they are: those are easily mistaken."""
+    if not resources.physical_ids:
+        return []
+    return [
+        Problem(
+            "cpu-physical-ids",
+            "CPUs are shown and taken by their physical (APIC) ids",
+            subject=name,
+            explanation=(resources.unknown or "",),
+            suggestion="To have Linux's numbers again, put that file back, or apply the same baseline:"
+            " zernel init --input=FILE --apply",
+            severity="WARNING",
+        )
+    ]
 
 
 def unknown_topology(name: str, affinity: str | None, topology: Topology) -> list[Problem]:
@@ -295,6 +313,7 @@ def update(
     others = tuple(final if one.name == existing.name else one for one in system.instances)
     problems += validate(System(system.resources, others))
     if not set(after.cpus) <= has:
+        problems += by_physical_ids(existing.name, system.resources)
         problems += allocate.shared_cores(system.resources, system.instances, layout, after, topology)
     return after, problems
 

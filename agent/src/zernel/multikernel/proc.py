@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What /proc tells about CPUs and memory that the multikernel file system names by other numbers.
+"""What the kernel tells about CPUs and memory that the multikernel file system names by other numbers.
 
-`apic_ids` reads /proc/cpuinfo (x86 only: other architectures have no such line), `regions` /proc/iomem. The
-files are given: a simulated kernel serves its own.
+`apic_ids` reads /proc/cpuinfo (x86 only: other architectures have no such line), `offline_apic_ids` debugfs,
+`regions` /proc/iomem. The files are given: a simulated kernel serves its own.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from zernel.devicetree.model import MAX_CPU
 
 _MAX_LINES = 1 << 20
 """More than 8,192 CPUs have in /proc/cpuinfo, and than any host has in /proc/iomem."""
+_APIC_ID = re.compile(r"apicid:\s*(?:0x)?([0-9a-f]{1,8})")
 _RANGE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) : mk-instance-(\d+)-(.+)-region-(\d+)")
 
 
@@ -29,6 +31,20 @@ def apic_ids(cpuinfo: Path) -> dict[int, int]:
                 cpu = int(value)
             elif cpu is not None and cpu <= MAX_CPU:
                 found[cpu] = int(value)
+    return found
+
+
+def offline_apic_ids(directory: Path, cpus: Iterable[int]) -> dict[int, int]:
+    """Return the physical (APIC) id of each of these CPUs that has been online since the host was started.
+
+    ``directory`` is debugfs's x86/topo/cpus (Linux 6.7; for root), a file for each CPU. What it shows is what
+    /proc/cpuinfo shows of a CPU that is online, in hexadecimal, and the kernel keeps it.
+    """
+    found: dict[int, int] = {}
+    for cpu in cpus:
+        for line in _lines(directory / str(cpu)):
+            if match := _APIC_ID.fullmatch(line.strip()):
+                found[cpu] = int(match[1], 16)
     return found
 
 

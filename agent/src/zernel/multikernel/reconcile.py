@@ -217,6 +217,7 @@ class _Target:
         target, here = self.working[one.name], self.there.get(one.name)
         if here is not None and set(target.cpus) <= set(here.cpus):
             return
+        self.add(one, planning.by_physical_ids(one.name, self.resources))
         self.add(one, planning.unknown_topology(one.name, one.request.cpu_affinity, self.topology))
         others = self.working.values()
         self.add(one, allocate.shared_cores(self.resources, others, self.layout, target, self.topology))

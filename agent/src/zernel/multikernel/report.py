@@ -56,8 +56,8 @@ def verdict(problems: list[Problem], what: str = "Baseline validation") -> list[
     return [f"✗ Validation failed with {errors} error{'s' * (errors != 1)}"]
 
 
-def inventory_lines(resources: Resources, *, complete: bool = True) -> list[str]:
-    """Return the hardware inventory in the document's form; not ``complete``: only the pool is known."""
+def inventory_lines(resources: Resources) -> list[str]:
+    """Return the hardware inventory in the document's form."""
     cpus, memory = resources.cpus, resources.memory
     categories = Counter(device.category for device in resources.devices)
     devices = ", ".join(f"{count} {category}" for category, count in categories.items())
@@ -71,7 +71,7 @@ def inventory_lines(resources: Resources, *, complete: bool = True) -> list[str]
         f"    Memory pool: {pool}",
         f"  Devices: {', '.join(device.name for device in resources.devices) or 'none'}",
     ]
-    if complete:
+    if resources.complete:
         reserved_share = percent(memory.host_reserved_bytes, memory.total_bytes)
         lines = [
             f"  CPUs: {cpus.total} total",
@@ -163,13 +163,13 @@ def report_data(
     }
 
 
-def hardware_data(resources: Resources, *, placed: bool = True, complete: bool = True) -> dict[str, Any]:
+def hardware_data(resources: Resources, *, placed: bool = True) -> dict[str, Any]:
     """Return the inventory for JSON and YAML.
 
-    ``memory_pool_base`` is None where it is not ``placed``: the kernel has yet to choose. Where it is not
-    ``complete`` only the pool is known: the totals, what the host keeps and the devices' types are None.
+    ``memory_pool_base`` is None where it is not ``placed``: the kernel has yet to choose. Where only the pool
+    is known, the totals, what the host keeps and the devices' types are None.
     """
-    cpus, memory = resources.cpus, resources.memory
+    cpus, memory, complete = resources.cpus, resources.memory, resources.complete
     return {
         "cpus": {
             "total": cpus.total if complete else None,

@@ -9,7 +9,8 @@ any number of times, and taken up again.
 
 What cannot be undone stays in the journal, and no change is made before it is settled, or given up by a
 person (`give_up`). Halting and unloading a kernel change nothing that a plan is made of, and never wait for
-that: a host whose instance hangs must be able to stop it.
+that: a host whose instance hangs must be able to stop it. Nor does the deletion of an instance that the
+change is not about: that may be what is in its way. It is journalled beside it, and settled before it.
 
 Undoing writes inverse overlays, and never removes the directory of a transaction: kernels of the first
 version refuse that, and those of the second undo by it what a failed transaction never did, which may be
@@ -24,7 +25,7 @@ from zernel.devicetree.model import Instance
 from zernel.devicetree.units import exact_size, format_cpus
 from zernel.errors import ZernelError, fail, os_suggestion
 from zernel.multikernel import state
-from zernel.multikernel.changes import Step, is_part, same, within
+from zernel.multikernel.changes import Step, common, is_part, same, within
 from zernel.multikernel.fs import MultikernelFs, Transaction, has_kernel
 from zernel.multikernel.journal import Entry, Journal
 from zernel.multikernel.wire import Wire
@@ -68,6 +69,26 @@ def shows(fs: MultikernelFs, wire: Wire, step: Step) -> bool:
     return same(now, wire.expected(step.after, now))
 
 
+def own_deletion(fs: MultikernelFs, wire: Wire, entry: Entry) -> Transaction | None:
+    """Return the transaction of a deletion that was done, whatever the kernel calls it.
+
+    None where it was not done, and where another program may have done it: by a transaction that came since
+    then, or by the inverse of one that there is no more.
+    """
+    step = entry.steps[0]
+    if len(entry.steps) > 1 or step.after is not None or step.name in fs.instance_names():
+        return None
+    before = set(entry.before)
+    found = new_transactions(fs, before)
+    own = only(entry.overlays[0], found)
+    others = [one for one in found if one is not own]
+    if not before <= fs.transactions() or any(
+        step.name in wire.concerns(one.instance, one.dtbo) for one in others
+    ):
+        return None
+    return own
+
+
 # -- undoing ------------------------------------------------------------------------------------------------
 
 
@@ -103,8 +124,10 @@ class _Undoing:
             own = [only(sha, found) for sha in entry.overlays]
             entry = entry.but(made=tuple(one.id if one else None for one in own))
         self.entry = entry
-        self.texts: list[str] = []
-        self.stuck: set[str] = set()
+        # By instance and by what was done to it; several updates of one instance have one outcome.
+        self.texts: dict[tuple[str, str], str] = {}
+        self.ended: set[str] = set()
+        self.left = False
         self.removed: list[Instance] = []
         inverse = {sha for _, sha in entry.undone}
         ours = dict(zip(entry.made, entry.overlays, strict=True))
@@ -125,12 +148,12 @@ class _Undoing:
     def run(self) -> Undone:
         steps = self.entry.steps
         for index in reversed(range(len(steps))):
-            if steps[index].name not in self.stuck:
+            if steps[index].name not in self.ended:
                 self._take_back(index)
         new = [step.before for step in steps] == [None]
         nothing = "Nothing was created" if new else "Nothing was changed"
         gone = tuple(one for one in self.removed if one.name not in self.fs.instance_names())
-        return Undone(tuple(self.texts) or (nothing,), self.fs, bool(self.stuck), gone)
+        return Undone(tuple(self.texts.values()) or (nothing,), self.fs, self.left, gone)
 
     def _take_back(self, index: int) -> None:
         entry = self.entry
@@ -150,26 +173,37 @@ class _Undoing:
             return  # a later step of the same instance, which was never reached
         # What a creation of ours left that nobody else has touched is ours, though it be less.
         part_of_ours = step.before is None and name not in self.touched and is_part(now, step.after)
-        if not own or name in self.changed or not (within(now, step) or part_of_ours):
-            by_other = "An instance of this name is there, made" if step.before is None else "It was changed"
-            named = "" if len(entry.steps) == 1 else f"{name}: "
-            self.texts.append(f"{named}{by_other} by another program; it was left alone")
-            return
         alone = len(entry.steps) == 1
+        if not own or name in self.changed or not (within(now, step) or part_of_ours):
+            text = self._by_other(index, now, step)
+            self.texts[name, step.verb] = text if alone else f"{name}: {text[0].lower()}{text[1:]}"
+            self.ended.add(name)  # nor is an earlier step taken back: what is there now follows from that
+            return
         part = f"A part of it was {_WAS[step.verb]}" if alone else f"{name}: it was {_WAS[step.verb]}"
         if _in_use(self.fs, name):
-            self.texts.append(f"{part}; it is in use by now, and was left alone")
+            self.texts[name, step.verb] = f"{part}; it is in use by now, and was left alone"
+            self.ended.add(name)
             return
         failure = self._write(index, Step(now, step.before))
         if failure is not None:
-            self.stuck.add(name)
-            self.texts.append(f"{part} and could not be {_BACK[step.verb]}{failure}")
+            self.left = True
+            self.ended.add(name)
+            self.texts[name, step.verb] = f"{part} and could not be {_BACK[step.verb]}{failure}"
             if now is None and step.before is not None:  # once the journal is given up, nothing else tells
-                self.texts.append(f"To create {name} as it was: {_creation(self.wire, step.before)}")
+                how = _creation(self.wire, step.before)
+                self.texts[name, "anew"] = f"To create {name} as it was: {how}"
             return
-        self.texts.append(f"{part}, and was {_BACK[step.verb]}")
+        self.texts[name, step.verb] = f"{part}, and was {_BACK[step.verb]}"
         if step.before is None and now is not None:
             self.removed.append(now)
+
+    def _by_other(self, index: int, now: Instance | None, step: Step) -> str:
+        """Return what another program did to an instance that is not what the step of this index left."""
+        if now is None:
+            return "It was deleted by another program, and was not created again"
+        made = step.before is None and self.entry.made[index] not in self.done
+        what = "An instance of this name is there, made" if made else "It was changed"
+        return f"{what} by another program; it was left alone"
 
     def _stands(self, index: int, now: Instance | None, step: Step) -> bool:
         """Say whether a step is done although the instance looks as before: not all kernels show wishes."""
@@ -186,7 +220,8 @@ class _Undoing:
         blob = overlay(self.fs, self.wire, step)
         why = ""
         try:
-            undone = (*self.entry.undone, (index, digest(blob)))
+            one = (index, digest(blob))
+            undone = self.entry.undone if one in self.entry.undone else (*self.entry.undone, one)
             self.journal.begin(self.entry.but(undone=undone))
             self.entry = self.entry.but(undone=undone)
             self.fs.write_overlay(blob)
@@ -223,14 +258,9 @@ def _taken(fs: MultikernelFs, wire: Wire, wanted: Instance | None) -> str | None
         other = state.present(fs, wire, name) if name != wanted.name else None
         if other is None:
             continue
-        cpus = sorted({*wanted.cpus} & {*other.cpus})
-        memory = wanted.memory_base < other.memory_end and other.memory_base < wanted.memory_end
-        has = [f"CPUs {format_cpus(tuple(cpus))}"] if cpus else []
-        has += ["its memory"] if memory and not wire.places_memory else []
-        has += sorted(map(str, {*wanted.devices} & {*other.devices}))
-        has += [f"id {other.id}"] if other.id == wanted.id else []
-        if has:
-            found.append(f"{name} has {', '.join(has)} by now")
+        has = common(wanted, other, placed=not wire.places_memory)
+        if has.any:
+            found.append(f"{name} has {has} by now")
     return "; ".join(found) or None
 
 
@@ -244,20 +274,39 @@ def _in_use(fs: MultikernelFs, name: str) -> bool:
 
 class Settled(Record):
     """What became of a change that an earlier command left: notes for a person, which instances it had
-    created, and which were removed now. ``fs`` is the file system, in a dry run as settling would leave it.
+    created, and which were removed now. ``fs`` is the file system, in a dry run as settling would leave it;
+    ``foreseen`` is what it would add to the history then. ``left`` says that a part could not be undone, and
+    that the journal still holds it. ``calls`` are those of the notes that are about a system call.
     """
 
     fs: MultikernelFs
     notes: tuple[str, ...] = ()
     created: frozenset[str] = frozenset()
     removed: tuple[Instance, ...] = ()
+    left: bool = False
+    foreseen: tuple[Entry, ...] = ()
+    calls: tuple[str, ...] = ()
+
+    def then(self, following: Settled) -> Settled:
+        """Return what became of two changes, this one's settled first."""
+        return Settled(
+            following.fs,
+            (*self.notes, *following.notes),
+            self.created | following.created,
+            (*self.removed, *following.removed),
+            self.left or following.left,
+            (*self.foreseen, *following.foreseen),
+        )
 
 
-def settle(fs: MultikernelFs, wire: Wire, journal: Journal, *, dry_run: bool) -> Settled:
+def settle(
+    fs: MultikernelFs, wire: Wire, journal: Journal, *, dry_run: bool, deletes: str | None = None
+) -> Settled:
     """Finish what an earlier command left, and say what was found; in a dry run, what would be.
 
     A change whose steps were all done is kept; any other is undone. Raises `ZernelError`, and keeps the
-    journal, when a part still cannot be undone: no change is safe before that.
+    journal, when a part still cannot be undone: no change is safe before that, but one that ``deletes`` an
+    instance which the unfinished one is not about.
     """
     entry = journal.pending()
     if entry is None:
@@ -271,15 +320,26 @@ def settle(fs: MultikernelFs, wire: Wire, journal: Journal, *, dry_run: bool) ->
     transactions = new_transactions(fs, set(entry.before))
     own = [found for sha in entry.overlays if (found := only(sha, transactions)) is not None]
     last = {step.name: step for step in entry.steps}.values()
-    whole = len(own) == len(entry.steps) and all(found.status == "applied" for found in own)
-    if whole and not entry.undone and all(shows(fs, wire, step) for step in last):
+    renumbered = _renumbered(fs, wire, entry)
+    whole = (
+        renumbered is None
+        and len(own) == len(entry.steps)
+        and all(found.status == "applied" for found in own)
+        and not entry.undone
+        and all(shows(fs, wire, step) for step in last)
+    )
+    if whole or own_deletion(fs, wire, entry) is not None:
+        done = entry.done(tuple(found.id for found in own))
         if not dry_run:
-            record(journal, entry, tuple(found.id for found in own))
+            record(journal, done)
         created = frozenset(step.name for step in last if step.before is None)
-        return Settled(fs, (f"{earlier}: {_done(entry)}",), created)
-    undone = undo(fs, wire, None if dry_run else journal, entry)
+        return Settled(fs, (f"{earlier}: {_done(entry)}",), created, foreseen=(done,) if dry_run else ())
+    undone = renumbered or undo(fs, wire, None if dry_run else journal, entry)
     if undone.left:
-        raise _leftover(entry, (earlier, *undone.texts))
+        if deletes is None or deletes in {step.name for step in entry.steps}:
+            raise _leftover(entry, (earlier, *undone.texts))
+        note = "; ".join((f"{earlier} and cannot be undone yet", *undone.texts))
+        return Settled(undone.fs, (note,), removed=undone.removed, left=True)
     if not dry_run:
         journal.end()
     outcome = "; ".join(undone.texts)
@@ -287,6 +347,23 @@ def settle(fs: MultikernelFs, wire: Wire, journal: Journal, *, dry_run: bool) ->
         outcome, outcome if len(entry.steps) > 1 else outcome[0].lower() + outcome[1:]
     )
     return Settled(undone.fs, (f"{earlier}: {outcome}",), removed=undone.removed)
+
+
+def _renumbered(fs: MultikernelFs, wire: Wire, entry: Entry) -> Undone | None:
+    """Return that a change cannot be taken back, as its CPUs have other numbers now; None where it can."""
+    other = wire.renumbered(physical_ids=entry.physical_ids)
+    if other is None or (len(entry.steps) == 1 and entry.steps[0].after is None):
+        return None
+    resources = state.baseline(fs, wire)
+    texts = [other, *filter(None, [resources.unknown if resources else None])]
+    first = {step.name: step.before for step in reversed(entry.steps)}
+    there = fs.instance_names()
+    texts += [
+        f"To create {name} as it was: {_creation(wire, before)}"
+        for name, before in first.items()
+        if before is not None and name not in there
+    ]
+    return Undone(tuple(texts), fs, left=True)
 
 
 def _done(entry: Entry) -> str:
@@ -307,16 +384,16 @@ def _leftover(entry: Entry, texts: tuple[str, ...]) -> ZernelError:
         f"What a failed {'creation' if new else 'change'} left cannot be {'removed' if new else 'undone'}",
         subject=entry.steps[0].name,
         explanation=texts,
-        suggestion="Free what is in its way, then run the command again: each tries first to undo it;"
-        f" the kernel log may tell more: {KERNEL_LOG}",
+        suggestion="Free what is in its way (zernel kill, unload and delete do not wait for this), then run"
+        f" it again: each command tries first to undo it; the kernel log may tell more: {KERNEL_LOG}",
         alternative="Leave it as it is, and end that change: zernel rollback --give-up",
     )
 
 
-def record(journal: Journal, entry: Entry, transactions: tuple[int, ...]) -> None:
+def record(journal: Journal, entry: Entry) -> None:
     """Move a change that was done into the history; raises `ZernelError` where that cannot be written."""
     try:
-        journal.commit(entry, transactions)
+        journal.commit(entry)
     except OSError as error:
         raise fail(
             "history-not-written",
@@ -331,10 +408,12 @@ def record(journal: Journal, entry: Entry, transactions: tuple[int, ...]) -> Non
 
 class GivenUp(Record):
     """What was given up: ``left`` says in words what is left of the unfinished change and why; empty where
-    there was none, or where it could be settled, as ``notes`` say."""
+    there was none, or where it could be settled, as ``notes`` say. ``calls`` say what became of a load, boot
+    or halt whose command was killed: that is no unfinished change."""
 
     left: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    calls: tuple[str, ...] = ()
 
 
 def give_up(fs: MultikernelFs, wire: Wire, journal: Journal, *, dry_run: bool) -> GivenUp:

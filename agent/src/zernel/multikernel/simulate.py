@@ -17,8 +17,9 @@ import stat
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import PurePosixPath
 
 from zernel.devicetree import fdt
@@ -106,8 +107,9 @@ class SimulatedMultikernel(ABC):
         """The instances there are, by name."""
 
     @abstractmethod
-    def root_files(self) -> dict[str, Callable[[], bytes]]:
-        """Return what makes the files of the root that this version has, ``device_tree`` among them."""
+    def root_files(self) -> dict[str, Callable[[], list[str] | bytes]]:
+        """Return what makes the files of the root that this version has, ``device_tree`` among them; the
+        names in it for a directory."""
 
     @abstractmethod
     def instance_tree(self, name: str) -> bytes:
@@ -134,7 +136,7 @@ class SimulatedMultikernel(ABC):
     def attributes(self, path: PurePosixPath) -> tuple[int, int]:
         """Return mode and size; raises ENOENT."""
         found = self.node(path)
-        if isinstance(found, list):
+        if not isinstance(found, bytes):
             return stat.S_IFDIR | 0o755, 0
         mode = {"/device_tree": 0o644, "/overlays/new": 0o200, f"/{CONTROL}": 0o200}.get(str(path), 0o444)
         return stat.S_IFREG | mode, len(found)
@@ -142,19 +144,20 @@ class SimulatedMultikernel(ABC):
     def entries(self, path: PurePosixPath) -> list[str]:
         """Return the names in a directory."""
         found = self.node(path)
-        if not isinstance(found, list):
+        if isinstance(found, bytes):
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        return found
+        return list(found)
 
     def read(self, path: PurePosixPath) -> bytes:
         """Return a file's content."""
         found = self.node(path)
-        if isinstance(found, list):
+        if not isinstance(found, bytes):
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
         return found
 
-    def node(self, path: PurePosixPath) -> list[str] | bytes:
-        """Return a directory's names or a file's content."""
+    def node(self, path: PurePosixPath) -> Iterable[str] | bytes:
+        """Return a directory's names, of which there may be thousands and which are seldom asked for, or a
+        file's content."""
         match path.parts[1:]:
             case ():
                 return ["SIMULATED", CONTROL, IDENTITY, KERNELS, *self.root_files(), "instances", "overlays"]
@@ -167,7 +170,7 @@ class SimulatedMultikernel(ABC):
             case (name,) if name == KERNELS:
                 return self.kexec.report()
             case ("overlays",):
-                return ["new", *(f"tx_{number}" for number in self.transactions)]
+                return chain(("new",), (f"tx_{number}" for number in self.transactions))
             case ("overlays", "new"):
                 return b""
             case ("overlays", name):
@@ -176,11 +179,11 @@ class SimulatedMultikernel(ABC):
             case ("overlays", name, file):
                 return _file(_transaction_files(self.transaction(name)), file)
             case ("instances",):
-                return list(self.instances)
+                return self.instances.keys()
             case ("instances", name) if name in self.instances:
                 return ["device_tree", "id", "status"]
             case ("instances", name, file) if name in self.instances:
-                return _file(self.instance_files(self.instances[name]), file)
+                return self.instance_file(self.instances[name], file)
             case (name,) if name in self.root_files():
                 return self.root_files()[name]()
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -197,12 +200,12 @@ class SimulatedMultikernel(ABC):
         """Refuse, as kernfs does: instances are made by overlays."""
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
-    def instance_files(self, instance: SimulatedInstance) -> dict[str, bytes]:
-        return {
-            "id": f"{instance.id}\n".encode(),
-            "status": f"{instance.status}\n".encode(),
-            "device_tree": self.instance_tree(instance.name),
-        }
+    def instance_file(self, instance: SimulatedInstance, name: str) -> bytes:
+        """Return the content of a file of an instance; raises ENOENT."""
+        if name == "device_tree":
+            return self.instance_tree(instance.name)
+        files = {"id": f"{instance.id}\n".encode(), "status": f"{instance.status}\n".encode()}
+        return _file(files, name)
 
     def rmdir(self, path: PurePosixPath) -> None:
         """Undo a transaction, where the version has that; refuse anything else."""

@@ -53,7 +53,7 @@ class SimulatedV1(SimulatedMultikernel):
         """The instances there are, by name."""
         return self.owned
 
-    def root_files(self) -> dict[str, Callable[[], bytes]]:
+    def root_files(self) -> dict[str, Callable[[], list[str] | bytes]]:
         """Return ``device_tree``: the baseline as it was written."""
         return {"device_tree": lambda: self.baseline}
 

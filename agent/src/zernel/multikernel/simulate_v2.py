@@ -4,7 +4,8 @@
 It follows what kerf 0.4.0 tells of that kernel. What that leaves open is chosen so that nothing can rely on
 it: the host's CPUs have ids that are no CPU's number (`SimulatedV2.cpuinfo` lists those that are online),
 memory is never where the lowest free place would be if there is another, and each NUMA node's lies far from
-the others'. ``/proc/iomem`` has its stand-in, too: it tells the regions that an instance's memory came in.
+the others'. ``/proc/iomem`` has its stand-in, too: it tells the regions that an instance's memory came in. So
+has what debugfs shows of CPUs, also of those that are offline.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 
 from zernel.devicetree import fdt, kernel_forms
 from zernel.devicetree.model import PAGE_BYTES
@@ -21,7 +23,7 @@ from zernel.multikernel.simulate_operations import Refused, moved, required, tex
 from zernel.multikernel.simulated_kexec import refused
 from zernel.multikernel.wire import HOST_COMPATIBLE
 
-CPUINFO, IOMEM = "SIMULATED.cpuinfo", "SIMULATED.iomem"
+CPUINFO, IOMEM, TOPOLOGY = "SIMULATED.cpuinfo", "SIMULATED.iomem", "SIMULATED.topology"
 HOST_CPUS = 256
 _GRANULE = 2 << 20
 _SKIPPED = 64 << 20
@@ -74,9 +76,22 @@ class SimulatedV2(SimulatedMultikernel):
 
     # -- what it shows --------------------------------------------------------------------------------------
 
-    def root_files(self) -> dict[str, Callable[[], bytes]]:
-        """Return the pool's live tree, and what /proc of the host would show."""
-        return {"device_tree": self.tree, CPUINFO: self.cpuinfo, IOMEM: self.iomem}
+    def root_files(self) -> dict[str, Callable[[], list[str] | bytes]]:
+        """Return the pool's live tree, and what /proc and debugfs of the host would show."""
+        return {
+            "device_tree": self.tree,
+            CPUINFO: self.cpuinfo,
+            IOMEM: self.iomem,
+            TOPOLOGY: lambda: [str(cpu) for cpu in range(HOST_CPUS)],
+        }
+
+    def node(self, path: PurePosixPath) -> Iterable[str] | bytes:
+        """Return a directory's names or a file's content."""
+        match path.parts[1:]:
+            case (directory, name) if directory == TOPOLOGY and name in self.root_files()[TOPOLOGY]():
+                number = physical_id(int(name))
+                return f"online:\t\t    {number in self.online():d}\napicid:\t\t    {number:#x}\n".encode()
+        return super().node(path)
 
     def online(self) -> list[int]:
         """Return the physical ids of the CPUs that the host has, ascending."""

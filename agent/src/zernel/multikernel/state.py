@@ -13,14 +13,10 @@ from zernel.record import Record
 
 
 class State(Record):
-    """Baseline and instances as read from the kernel, and each instance's status by name.
-
-    ``complete`` is False when the baseline was applied by another program, and only the pool is known.
-    """
+    """Baseline and instances as read from the kernel, and each instance's status by name."""
 
     system: System
     statuses: dict[str, str]
-    complete: bool
 
     def instance(self, name: str) -> Instance | None:
         """Return the instance called ``name``, or None."""
@@ -41,7 +37,7 @@ def load(fs: MultikernelFs, wire: Wire) -> State:
             explanation="Instances are created from the resources that a baseline describes",
             suggestion="Apply one: zernel init --input=/etc/zernel/baseline.dts --apply",
         )
-    resources, complete = wire.read_baseline(blob)
+    resources = wire.read_baseline(blob)
     overlays = _Overlays(fs, wire)
     instances = []
     statuses = {}
@@ -61,7 +57,7 @@ def load(fs: MultikernelFs, wire: Wire) -> State:
             )
         instances.append(instance)
         statuses[name] = status
-    return State(System(resources, overlays.complete(instances)), statuses, complete)
+    return State(System(resources, overlays.complete(instances)), statuses)
 
 
 def load_one(fs: MultikernelFs, wire: Wire, name: str) -> Instance | None:
@@ -91,7 +87,7 @@ def baseline(fs: MultikernelFs, wire: Wire) -> Resources | None:
     if not blob:
         return None
     try:
-        return wire.read_baseline(blob)[0]
+        return wire.read_baseline(blob)
     except ZernelError:
         return None  # written by something else
 

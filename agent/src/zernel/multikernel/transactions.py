@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
-from zernel.errors import Problem, ZernelError, fail
-from zernel.multikernel import settling, state
+from zernel.errors import Problem, ZernelError, fail, from_oserror
+from zernel.multikernel import inventory_record, settling, state
 from zernel.multikernel.call_journal import CallJournal
 from zernel.multikernel.changes import Step
 from zernel.multikernel.fs import MultikernelFs, Transaction, labelled
-from zernel.multikernel.journal import Entry, Journal
+from zernel.multikernel.journal import Entry, Journal, misplaced
 from zernel.multikernel.pool import settle as settle_pool
 from zernel.multikernel.settling import GivenUp, Settled, Undone
 from zernel.multikernel.wire import Wire
@@ -27,16 +27,23 @@ from zernel.multikernel.wire_probe import wire_for
 
 @contextmanager
 def change(
-    fs: MultikernelFs, dry_run: bool, *, settle: bool = True
+    fs: MultikernelFs,
+    dry_run: bool,
+    *,
+    settle: bool = True,
+    deletes: str | None = None,
+    must_lock: bool = True,
 ) -> Iterator[tuple[Wire, Journal | None, Settled]]:
     """Hold the lock and settle what was left; give the kernel's wire format. A dry run has no journal.
 
     Plans are made on the `Settled.fs`: in a dry run it is what settling would leave. Where a command is at
     work while a dry run looks, what its journal holds is no leftover. Without ``settle``, what was left is
-    said and nothing more. Errors carry the simulation's label, and the notes: the journal does not hold them
-    any more.
+    said and nothing more. What cannot be settled stops every change but one that ``deletes`` an instance
+    which it is not about; its journal is the one beside. Without ``must_lock``, a disk that takes no lock
+    file is a note. Errors carry the simulation's label, and the notes: the journal does not hold them any
+    more.
     """
-    journal = Journal(fs)
+    journal, beside = Journal(fs), Journal(fs, beside=True)
     with labelling(fs):
         if not dry_run and os.geteuid() != 0:
             raise fail(
@@ -44,23 +51,50 @@ def change(
                 "Only root may change kernel instances",
                 suggestion="Run the command as root, or see what it would do: --dry-run",
             )
-        with nullcontext() if dry_run else journal.lock():
-            pool_notes = settle_pool(fs, journal.directory) if settle and not dry_run else ()
+        _require_places(fs, everything=settle)
+        with ExitStack() as held:
+            notes = () if dry_run else _lock(held, journal, must_lock=must_lock)
+            if settle and not dry_run:
+                notes += settle_pool(fs, journal.directory)
             wire = wire_for(fs)
-            settled = Settled(fs)
+            settled = Settled(fs, notes)
             at_work = dry_run and journal.is_locked()
-            if not settle:
-                settled = settled.but(notes=_unsettled(journal))
-            elif not at_work:
-                settled = settling.settle(fs, wire, journal, dry_run=dry_run)
-            if not at_work:
-                settled = settled.but(
-                    notes=(*pool_notes, *settled.notes, *CallJournal(journal).settle(fs, dry_run=dry_run))
-                )
             try:
-                yield wire, None if dry_run else journal, settled
-            except ZernelError as error:
-                raise _noted(error, settled.notes) from error.__cause__
+                if not at_work:
+                    for one in (beside, journal):
+                        if settle:
+                            found = settling.settle(settled.fs, wire, one, dry_run=dry_run, deletes=deletes)
+                            settled = settled.then(found)
+                        else:
+                            settled = settled.but(notes=(*settled.notes, *_unsettled(one)))
+                    calls = CallJournal(journal).settle(fs, dry_run=dry_run)
+                    settled = settled.but(notes=(*settled.notes, *calls), calls=calls)
+                yield wire, None if dry_run else beside if settled.left else journal, settled
+            except (ZernelError, OSError) as error:
+                raise _noted(_told(error), settled.notes) from error.__cause__
+
+
+def _lock(held: ExitStack, journal: Journal, *, must_lock: bool) -> tuple[str, ...]:
+    """Hold the lock; return a note where that cannot be and need not."""
+    try:
+        held.enter_context(journal.lock())
+    except OSError as error:
+        if must_lock:
+            raise
+        return (f"Other commands are not kept waiting: {error.filename or journal.locked}: {error.strerror}",)
+    return ()
+
+
+def _require_places(fs: MultikernelFs, *, everything: bool) -> None:
+    """Refuse a directory, a FIFO or the like in the place of what is read and written under the lock."""
+    journal = Journal(fs)
+    paths = [journal.locked]
+    if everything:
+        beside = Journal(fs, beside=True)
+        paths += [journal.path, beside.path, inventory_record.path_in(journal.directory)]
+    problems = [problem for path in paths for problem in misplaced(path)]
+    if problems := problems + (misplaced(journal.done, directory=True) if everything else []):
+        raise ZernelError(*problems)
 
 
 def _unsettled(journal: Journal) -> tuple[str, ...]:
@@ -72,10 +106,18 @@ def _unsettled(journal: Journal) -> tuple[str, ...]:
 
 def give_up(fs: MultikernelFs, *, dry_run: bool) -> GivenUp:
     """End the change that an earlier command left and that cannot be settled, and name what is left of it."""
-    with change(fs, dry_run, settle=False) as (wire, _, _):
+    with change(fs, dry_run, settle=False) as (wire, _, settled):
+        _require_places(fs, everything=True)
         if dry_run and Journal(fs).is_locked():
             return GivenUp()  # what a command at work has begun is not unfinished
-        return settling.give_up(fs, wire, Journal(fs), dry_run=dry_run)
+        journals = (Journal(fs, beside=True), Journal(fs))
+        first, second = (settling.give_up(fs, wire, one, dry_run=dry_run) for one in journals)
+        return GivenUp((*first.left, *second.left), (*first.notes, *second.notes), settled.calls)
+
+
+def _told(error: ZernelError | OSError) -> ZernelError:
+    """Return the error in words: a disk may be full or read-only, a simulation gone."""
+    return error if isinstance(error, ZernelError) else from_oserror(error, "finish the command")
 
 
 def _noted(error: ZernelError, notes: tuple[str, ...]) -> ZernelError:
@@ -90,8 +132,8 @@ def labelling(fs: MultikernelFs) -> Iterator[None]:
     """Add the simulation's label to the errors that pass, when nothing is real."""
     try:
         yield
-    except ZernelError as error:
-        raise labelled(error, fs) from error.__cause__
+    except (ZernelError, OSError) as error:
+        raise labelled(_told(error), fs) from error.__cause__
 
 
 def apply(
@@ -120,6 +162,7 @@ def apply(
         fs.identity,
         before=tuple(sorted(before)),
         undoes=undoes,
+        physical_ids=wire.physical_ids,
     )
     journal.begin(entry)
     applied: list[Transaction] = []
@@ -142,12 +185,13 @@ def apply(
         made = [*(one.id for one in applied), found.id if found else None]
         made += [None] * (len(steps) - len(made))
         undone = settling.undo(fs, wire, journal, entry.but(made=tuple(made)))
-        if found is not None and _is_gone(fs, entry):  # whatever the kernel says, a rollback can undo it
-            settling.record(journal, entry, (found.id,))
+        deleted = settling.own_deletion(fs, wire, entry)
+        if deleted is not None:  # whatever the kernel says, a rollback can undo it
+            settling.record(journal, entry.done((deleted.id,)))
         elif not undone.left:
             journal.end()
-        raise _failed(fs, entry, step, found, refusal, undone)
-    settling.record(journal, entry, tuple(transaction.id for transaction in applied))
+        raise _failed(fs, entry, step, found, refusal, undone, deleted)
+    settling.record(journal, entry.done(tuple(transaction.id for transaction in applied)))
     return tuple(applied)
 
 
@@ -191,6 +235,7 @@ def _failed(
     found: Transaction | None,
     refusal: OSError | None,
     undone: Undone,
+    deleted: Transaction | None,
 ) -> ZernelError:
     if refusal is not None:
         why = f"Writing the overlay failed: {refusal.strerror}"
@@ -208,9 +253,13 @@ def _failed(
         suggestion = f"Remove what is left: zernel delete {step.name}"
     elif undone.left:
         suggestion = "See what is left with 'zernel show'; the next change tries again to undo it"
-    elif _is_gone(fs, entry):
+    elif deleted is not None:
         category = "The instance was deleted, and the kernel reports a failure all the same"
-        suggestion = "Nothing is left to be deleted; to have it back: zernel rollback"
+        # By its number: without one, a rollback takes back no rollback, and this may be one.
+        suggestion = f"Nothing is left to be deleted; to have it back: zernel rollback tx_{deleted.id}"
+    elif _is_gone(fs, entry):
+        category = "The instance is gone, and it is not known by whose transaction"
+        suggestion = "Nothing is left to be deleted; see what there is: zernel show"
     return fail(
         "transaction-failed",
         category,

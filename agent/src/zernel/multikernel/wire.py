@@ -32,6 +32,8 @@ class Wire(ABC):
     name: str
     places_memory = False
     """Whether the kernel chooses where an instance's memory is. What is planned is a stand-in then."""
+    physical_ids = False
+    """Whether CPUs go by their physical ids, as nothing tells Linux's numbers for them."""
 
     @abstractmethod
     def create(self, instance: Instance, resources: Resources | None = None) -> bytes:
@@ -46,11 +48,9 @@ class Wire(ABC):
         """Return the overlay with the operations that lead from ``before`` to ``after``, and no other."""
 
     @abstractmethod
-    def read_baseline(self, blob: bytes) -> tuple[Resources, bool]:
-        """Return the inventory behind ``device_tree``, and whether it is the full one.
-
-        Where another program applied the baseline, only the pool is known: then what the host keeps is what
-        is below the pool and not in it, and the second value is False. Raises `ZernelError`.
+    def read_baseline(self, blob: bytes) -> Resources:
+        """Return the inventory behind ``device_tree``; not `Resources.complete` where another program applied
+        the baseline, as only the pool is known then. Raises `ZernelError`.
         """
 
     @abstractmethod
@@ -72,6 +72,14 @@ class Wire(ABC):
     def refusals(self, steps: Iterable[Step], resources: Resources) -> list[Problem]:
         """Return what this format has no words for in ``steps``, before anything is written."""
         return []
+
+    def renumbered(self, *, physical_ids: bool) -> str | None:
+        """Return in words that what was recorded names CPUs by other numbers than those now; None: it does
+        not."""
+        if physical_ids == self.physical_ids:
+            return None
+        then, now = ("their physical ids", "Linux's numbers")[:: 1 if physical_ids else -1]
+        return f"It names CPUs by {then}, and they go by {now} now"
 
     def step(self, step: Step, resources: Resources | None) -> bytes:
         """Return the overlay of a step. A removal needs no ``resources``."""

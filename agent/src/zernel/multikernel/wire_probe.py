@@ -28,8 +28,10 @@ def wire_for(fs: MultikernelFs) -> Wire:
     if live_tree.form(blob) != "v2":
         return V1()
     pool = live_tree.pool(blob)
-    recorded = inventory_record.read(directory_of(fs)).believed(pool)
-    host = Host((pool.granule if pool else None) or _block_bytes(), fs.iomem)
+    directory = directory_of(fs)
+    recorded = inventory_record.read(directory).believed(pool)
+    granule = (pool.granule if pool else None) or _block_bytes()
+    host = Host(granule, fs.iomem, inventory_record.path_in(directory))
     return V2(host, pool, recorded, () if recorded or pool is None else _lent(fs))
 
 

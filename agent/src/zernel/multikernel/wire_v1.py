@@ -77,8 +77,8 @@ class V1(Wire):
         """Return the overlay with the operations that lead from ``before`` to ``after``, and no other."""
         return _overlay(*(_operation(op, before.name, resources) for op in operations(before, after)))
 
-    def read_baseline(self, blob: bytes) -> tuple[Resources, bool]:
-        """Return the inventory that ``device_tree`` holds, and whether it is the full one."""
+    def read_baseline(self, blob: bytes) -> Resources:
+        """Return the inventory that ``device_tree`` holds."""
         tree = fdt.read(blob, "device_tree")
         pool = tree.root.child("resources")
         try:
@@ -98,8 +98,9 @@ class V1(Wire):
             inventory = found.resources
             memory = inventory.memory
             if inventory.cpus.available == cpus and (memory.pool_base, memory.pool_bytes) == (base, size):
-                return inventory, True
-        return _pool_only(tree, cpus, base, size), False
+                return inventory
+        unknown = "What the host keeps is not known: another program applied the baseline"
+        return _pool_only(tree, cpus, base, size).but(unknown=unknown)
 
     def read_instance(self, name: str, number: int, blob: bytes) -> Instance | None:
         """Return the instance that a blob describes (its ``device_tree``, or the overlay that created it)."""

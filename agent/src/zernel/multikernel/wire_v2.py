@@ -42,10 +42,12 @@ _ALIAS_LENGTH = 31
 
 
 class Host(Record):
-    """What a wire needs to know of the host: its unit of memory, and its /proc/iomem."""
+    """What a wire needs to know of the host: its unit of memory, its /proc/iomem, and where the record of its
+    inventory is."""
 
     granule: int
     iomem: Path
+    record: Path
 
 
 class V2(Wire):
@@ -63,15 +65,16 @@ class V2(Wire):
         self.pool = pool
         self.recorded = recorded
         self.lent = lent
+        self.physical_ids = pool is not None and recorded is None
         self.physical = recorded.ids if recorded else None
         self.logical = {number: cpu for cpu, number in recorded.ids.items()} if recorded else None
 
     # -- the pool -------------------------------------------------------------------------------------------
 
-    def read_baseline(self, blob: bytes) -> tuple[Resources, bool]:
-        """Return the inventory behind the pool, and whether it is the full one."""
+    def read_baseline(self, blob: bytes) -> Resources:
+        """Return the inventory behind the pool."""
         if self.recorded is not None:
-            return self.recorded.resources, True
+            return self.recorded.resources
         pool = self.pool
         if pool is None:
             raise fail(
@@ -94,7 +97,12 @@ class V2(Wire):
             )
         by_address = {found.pci_id or found.name: found for found in (*pool.devices, *self.lent)}
         devices = tuple(Device(found.name, "device", pci_id=found.pci_id) for found in by_address.values())
-        return pool_only(pool.cpus, pool.base, pool.bytes, devices), False
+        unknown = (
+            "Linux's numbers for these CPUs, and what the host keeps, are not known:"
+            f" {self.host.record} is missing, damaged or of another pool"
+        )
+        found = pool_only(pool.cpus, pool.base, pool.bytes, devices)
+        return found.but(unknown=unknown, physical_ids=True)
 
     # -- instances ------------------------------------------------------------------------------------------
 
@@ -270,8 +278,8 @@ class V2(Wire):
         return []
 
 
-def cpu_unknown(cpus: list[int], subject: str | None = None) -> Problem:
-    """Return the problem of CPUs without a physical id."""
+def cpu_unknown(cpus: list[int], subject: str | None = None, lost: Path | None = None) -> Problem:
+    """Return the problem of CPUs without a physical id; ``lost`` is the record that had those of a pool."""
     return Problem(
         "cpu-without-id",
         f"CPU {format_cpus(cpus)} has no known physical id (APIC id)",
@@ -279,8 +287,11 @@ def cpu_unknown(cpus: list[int], subject: str | None = None) -> Problem:
         explanation=(
             "This kernel (wire format v2) takes CPUs by their physical ids",
             "/proc/cpuinfo lists those of the CPUs that are online on this host",
+            *(("Those of CPUs in the pool are in Zernel's record of it, or in debugfs",) if lost else ()),
         ),
-        suggestion="Name CPUs of this host that are online (lscpu --extended)",
+        suggestion=f"Put back {lost}, or mount debugfs: mount -t debugfs none /sys/kernel/debug"
+        if lost
+        else "Name CPUs of this host that are online (lscpu --extended)",
         alternative="CPUs that another program gave to the pool must be returned to the host first",
     )
 
