@@ -38,7 +38,7 @@ def run_program(command, data=None, environ=None):
 
 
 def read_text(module, path):
-    """Return what a file holds, and nothing for one that is not there. Else it fails."""
+    """Return what a file holds, an empty text where there is none. Fails where it cannot."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -48,7 +48,7 @@ def read_text(module, path):
 
 
 def write_text(module, path, text):
-    """Replace a file at once; one that was there keeps its mode and owner. Else the module fails."""
+    """Replace a file at once; one that was there keeps its mode and owner. Fails where it cannot."""
     target = Path(path)
     try:
         target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -60,6 +60,14 @@ def write_text(module, path, text):
     except OSError as error:
         module.fail_json(msg="%s cannot be written: %s" % (path, error.strerror))
     module.atomic_move(temporary, str(target), keep_dest_attrs=True)
+
+
+def remove(module, path):
+    """Remove a file, if it is there. Fails where it cannot."""
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError as error:
+        module.fail_json(msg="%s cannot be removed: %s" % (path, error.strerror))
 
 
 def text_diff(path, before, after):

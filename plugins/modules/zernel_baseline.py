@@ -68,12 +68,12 @@ notes:
   description: What was found of an earlier command that did not finish.
   type: list
   elements: str
-  returned: success
+  returned: when it is applied
   sample: []
 simulated:
   description: Whether a simulation stands in for the kernel.
   type: bool
-  returned: success
+  returned: when it is applied
   sample: false
 errors:
   description: On failure, every problem with code, message, suggestion, file and line.

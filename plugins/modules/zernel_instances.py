@@ -110,6 +110,7 @@ from ansible_collections.zernel.fleet.plugins.module_utils._zernel import (
     AGENT_ARGUMENTS,
     ZernelCli,
     read_text,
+    remove,
     text_diff,
     write_text,
 )
@@ -126,7 +127,7 @@ def keep(module):
         if after:
             write_text(module, dest, after)
         else:
-            Path(dest).unlink(missing_ok=True)
+            remove(module, dest)
     return [text_diff(dest, before, after)]
 
 

@@ -257,6 +257,17 @@ def test_the_role_brings_the_instances_about_and_keeps_them_for_the_next_boot(
     assert not kept.exists()
 
 
+@pytest.mark.parametrize("cpus", ["", "4-7"], ids=["none", "one"])
+def test_check_mode_judges_no_instances_on_a_baseline_that_is_still_to_be_applied(
+    empty: Host, play: Play, tmp_path: Path, cpus: str
+) -> None:
+    declared = [{"name": "web", "cpus": cpus, "memory": "2GB"}] if cpus else []
+    role = Role(empty, play, tmp_path)
+    (role.units / "zernel-multikernel.service").write_text("loaded active enabled yes\n")
+    role.run(*declared, check=True)
+    assert (empty.root / "device_tree").read_bytes() == b""
+
+
 def test_the_role_repairs_a_boot_that_failed(host: Host, last_act: Role) -> None:
     """A device that was kept for the boot is gone; the list is corrected, and the role is run again."""
     last_act.kept.parent.mkdir()
