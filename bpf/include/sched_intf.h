@@ -129,8 +129,7 @@ struct activity {
 /* What a CPU counts. Sums over all CPUs are what user space shows. */
 struct counters {
 	u64 idle_hits;	    /* tasks that woke and took an idle CPU at once */
-	u64 handed_on;	    /* tasks that woke and follow their waker, which is about to sleep, on its CPU */
-	u64 idle_remote;    /* of those on an idle CPU, on another node than before */
+	u64 idle_remote;    /* of those, on another node than before */
 	u64 queued_node;    /* tasks put into a node's queue */
 	u64 queued_cpu;	    /* tasks put into a CPU's queue: bound to it */
 	u64 queued_local;   /* per-CPU kernel threads run next on their CPU */

@@ -45,7 +45,6 @@ const volatile bool smt;
  */
 const volatile u64 scx_dsq_local;
 const volatile u64 scx_enq_wakeup;
-const volatile u64 scx_wake_sync;
 const volatile u64 scx_kick_idle;
 const volatile u64 scx_kick_preempt;
 const volatile u64 scx_pick_idle_core;

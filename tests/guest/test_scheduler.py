@@ -47,15 +47,6 @@ def test_a_hard_mix_of_tasks_starves_nobody_and_is_not_ejected(any_kernel: Host)
         assert metrics[f'zernel_scheduler_placements_total{{place="{place}"}}'] > 0
 
 
-def test_a_task_that_a_pipe_wakes_follows_its_waker(any_kernel: Host) -> None:
-    any_kernel.start()
-    place = 'zernel_scheduler_placements_total{place="waker_cpu"}'
-    before = any_kernel.metrics()[place]
-    any_kernel.workload("pipes", 2000)
-    assert any_kernel.metrics()[place] - before > 1000
-    assert any_kernel.state() == "enabled"
-
-
 def test_hogs_share_the_cpus_by_weight(any_kernel: Host) -> None:
     any_kernel.start()
     got: list[float] = json.loads(any_kernel.workload("shares", 15, "0,1", 0, 0, 0, 5, 5, 5))

@@ -25,7 +25,6 @@ from zernel.scheduler.status import Running, Snapshot, Status, added
 # Counters of sched.bpf.c that each place a task once; their sum is the number of decisions.
 _PLACEMENTS = {
     "idle_hits": "idle_cpu",
-    "handed_on": "waker_cpu",
     "queued_node": "node_queue",
     "queued_cpu": "cpu_queue",
     "queued_local": "next",

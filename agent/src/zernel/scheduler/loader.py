@@ -31,7 +31,6 @@ OPS_NAME = "zernel"
 _KERNEL_CONSTANTS = {
     "scx_dsq_local": "SCX_DSQ_LOCAL",
     "scx_enq_wakeup": "SCX_ENQ_WAKEUP",
-    "scx_wake_sync": "SCX_WAKE_SYNC",
     "scx_kick_idle": "SCX_KICK_IDLE",
     "scx_kick_preempt": "SCX_KICK_PREEMPT",
     "scx_pick_idle_core": "SCX_PICK_IDLE_CORE",
