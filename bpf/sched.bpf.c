@@ -18,20 +18,19 @@ char LICENSE[] SEC("license") = "GPL";
 /*
  * Not called for a task that is bound to one CPU.
  *
- * SCX_WAKE_SYNC (a pipe's or socket's waker, about to sleep) is not heeded: an idle CPU is as good as for EEVDF, and
- * following the waker was measured to be slower, for pipes and for hackbench.
+ * SCX_WAKE_SYNC (a pipe's or socket's waker, about to sleep) is not heeded: an idle CPU is as good as for
+ * EEVDF, and following the waker was measured to be slower, for pipes and for hackbench.
  */
 SEC("struct_ops/zernel_select_cpu")
 s32 BPF_PROG(zernel_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_flags)
 {
 	struct cpu *previous = cpu_of(prev_cpu), *chosen;
 	struct task *t = task_of(p);
-	struct queue *queue;
 	s32 cpu;
 
 	if (!previous || !t)
 		return prev_cpu;
-	note_wake(p, t);
+	note_wake(p, t, bpf_ktime_get_ns());
 	cpu = pick_idle(p, prev_cpu, previous, preferred_node(p, t, previous->node));
 	if (cpu < 0)
 		return prev_cpu;
@@ -39,23 +38,20 @@ s32 BPF_PROG(zernel_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_fl
 	if (!chosen)
 		return prev_cpu;
 	count(idle_hits);
-	if (previous->node != chosen->node)
+	if (home(previous) != home(chosen))
 		count(idle_remote);
 	find_tenant(p, t);
-	queue = queue_of(home(chosen), t->tenant);
-	if (queue)
-		t->vtime = settled(p, t->vtime, &queue->clock);
 	/* The local queue is that of the CPU returned here; enqueue() is then not called. */
 	dsq_insert(p, scx_dsq_local, settings.slice_ns, scx_enq_immed);
 	return cpu;
 }
 
 /* A task bound to this CPU came: it runs as soon as the CPU is idle, or now, if that is its policy. */
-static __always_inline void call_cpu(struct task *t, s32 cpu, struct cpu *here)
+static __always_inline void call_cpu(struct task *t, s32 cpu, struct cpu *here, u64 now)
 {
 	const struct policy *policy = policy_of(t);
 	struct wish wish = {
-		.now = bpf_ktime_get_ns(),
+		.now = now,
 		.priority = policy->priority,
 		.any_rate = policy->preemption == PREEMPT_LOW_LATENCY,
 	};
@@ -64,7 +60,7 @@ static __always_inline void call_cpu(struct task *t, s32 cpu, struct cpu *here)
 		scx_bpf_kick_cpu(cpu, scx_kick_idle);
 		return;
 	}
-	here->preempted_at = wish.now;
+	here->preempted_at = now;
 	here->bound_first = true;
 	count(preempted);
 	scx_bpf_kick_cpu(cpu, scx_kick_preempt);
@@ -96,6 +92,7 @@ void BPF_PROG(zernel_enqueue, struct task_struct *p, u64 enq_flags)
 	s32 cpu = scx_bpf_task_cpu(p);
 	struct cpu *here = cpu_of(cpu);
 	struct task *t = task_of(p);
+	u64 now = bpf_ktime_get_ns();
 	u32 slot, node;
 
 	/* Cannot happen: `cpus` has every CPU, init_task() made `t`. The task would be lost, so place it. */
@@ -105,9 +102,9 @@ void BPF_PROG(zernel_enqueue, struct task_struct *p, u64 enq_flags)
 	}
 	leave_queue(t);
 	find_tenant(p, t);
-	note_wake(p, t);
+	note_wake(p, t, now);
 	if (!t->ready_at)
-		t->ready_at = bpf_ktime_get_ns();
+		t->ready_at = now;
 	if (is_bound(p)) {
 		/*
 		 * A per-CPU kernel thread serves that CPU (interrupt threads, writeback, migration): it goes
@@ -118,14 +115,47 @@ void BPF_PROG(zernel_enqueue, struct task_struct *p, u64 enq_flags)
 			dsq_insert(p, scx_dsq_local, settings.slice_ns, enq_flags);
 			return;
 		}
-		enqueue_bound(p, t, cpu, here, enq_flags);
-		call_cpu(t, cpu, here);
+		enqueue_bound(p, t, cpu, here, enq_flags, now);
+		call_cpu(t, cpu, here, now);
 		return;
 	}
+	advance_tenant_clock(now);
 	slot = slot_for(t);
 	node = settings.numa ? preferred_node(p, t, here->node) : 0;
-	enqueue_node(p, t, node, slot, enq_flags);
+	enqueue_node(p, t, node, slot, enq_flags, now);
 	call_node(p, t, cpu, here, node, slot);
+}
+
+/*
+ * Serve the queues of the CPU and its node. Returns true if a task was taken from them; `*keep` if the
+ * running task is to go on before those that wait.
+ */
+static __always_inline bool serve(s32 cpu, struct cpu *here, const struct candidate *running, u64 now,
+				  bool *keep)
+{
+	struct view view = {};
+	bool found;
+
+	look(home(here), now, &view);
+	advance_tenant_clock(now);
+	/* The running task's tenant wants the CPU too, though none of its tasks may wait. */
+	if (running->there && !running->bound && !running->yields) {
+		u64 order = tenant_order(running->tenant);
+
+		if (!view.any || before(order, view.order)) {
+			view.any = true;
+			view.tenant = running->tenant;
+			view.order = order;
+		}
+	}
+	if (rescue(&view, cpu, here) || (may_serve_urgent(here, now) && serve_urgent(&view)) ||
+	    balance(cpu, here, &view, running))
+		return true;
+	if (bound_is_first(cpu, here, running, &view))
+		found = serve_bound(cpu, running, keep) || serve_node(&view, running, keep);
+	else
+		found = serve_node(&view, running, keep) || serve_bound(cpu, running, keep);
+	return (found || serve_last(&view, running, keep)) && !*keep;
 }
 
 SEC("struct_ops/zernel_dispatch")
@@ -134,19 +164,18 @@ void BPF_PROG(zernel_dispatch, s32 cpu, struct task_struct *prev)
 	struct cpu *here = cpu_of(cpu);
 	struct node *node = here ? node_of(home(here)) : NULL;
 	struct candidate running = {};
-	struct view view = {};
-	bool keep = false, found;
-	struct task *t = NULL;
+	u64 now = bpf_ktime_get_ns();
+	bool keep = false;
+	struct task *t;
 
 	if (!node)
 		return;
-	look(home(here), &view);
 	if (prev && prev->scx.flags & SCX_TASK_QUEUED) {
 		t = task_of(prev);
 		if (t) {
-			charge_run(prev, t, here);
-			note_slice(prev, t, view.now);
-			send_activity(prev, t, cpu, view.now);
+			charge_run(prev, t, here, now);
+			note_slice(prev, t, now);
+			send_activity(prev, t, cpu, now);
 			running.there = true;
 			running.bound = is_bound(prev);
 			running.yields = policy_of(t)->preemption == PREEMPT_YIELD;
@@ -154,34 +183,9 @@ void BPF_PROG(zernel_dispatch, s32 cpu, struct task_struct *prev)
 			running.order = task_order(t);
 		}
 	}
-	advance_tenant_clock(view.now);
-	if (view.waiting || here->bound.waiting) {
-		/* The running task's tenant wants the CPU too, though none of its tasks may wait. */
-		if (running.there && !running.bound && !running.yields) {
-			u64 order = tenant_order(running.tenant);
-
-			if (!view.any || before(order, view.order)) {
-				view.any = true;
-				view.tenant = running.tenant;
-				view.order = order;
-			}
-		}
-		if (rescue(&view, cpu, here))
-			return;
-		if (may_serve_urgent(here, view.now) && serve_urgent(&view))
-			return;
-		if (balance(cpu, here, &view, &running))
-			return;
-		if (bound_is_first(cpu, here, &running, &view))
-			found = serve_bound(cpu, &running, &keep) || serve_node(&view, &running, &keep);
-		else
-			found = serve_node(&view, &running, &keep) || serve_bound(cpu, &running, &keep);
-		if (!found)
-			found = serve_last(&view, &running, &keep);
-		if (found && !keep)
-			return;
-	}
-	if (!keep && steal(view.node, running.there))
+	if ((node->waiting || here->bound.waiting) && serve(cpu, here, &running, now, &keep))
+		return;
+	if (!keep && steal(home(here), running.there, now))
 		return;
 	/* The kernel lets `prev` go on, with its own default slice (20 ms) unless it has one. */
 	if (running.there && prev) {
@@ -199,23 +203,27 @@ void BPF_PROG(zernel_running, struct task_struct *p)
 	struct task *t = task_of(p);
 	u64 now = bpf_ktime_get_ns();
 	struct queue *queue;
+	u32 waited_in;
 
 	if (!here || !t)
 		return;
-	t->urgent = t->waits_in == WAITS_IN_NODE && t->queue_index % NR_SLOTS == LATENCY_SLOT;
+	waited_in = t->waits_in;
+	t->urgent = waited_in == WAITS_IN_NODE && t->queue_index % NR_SLOTS == LATENCY_SLOT;
 	leave_queue(t);
 	note_wait(t, now);
 	note_delay(t, now);
 	t->exec_at_start = p->se.sum_exec_runtime;
 	here->tenant = t->tenant;
 	here->priority = running_priority(t);
-	if (is_bound(p)) {
-		clock_advance(&here->bound.clock, t->vtime);
-		return;
+	/* One that found an idle CPU competed with nobody: its virtual time tells nothing of those that wait.
+	 */
+	if (waited_in == WAITS_IN_CPU) {
+		clock_advance(&here->bound.clock, t->vtime, now);
+	} else if (waited_in == WAITS_IN_NODE) {
+		queue = queue_of(home(here), t->tenant);
+		if (queue)
+			clock_advance(&queue->clock, t->vtime, now);
 	}
-	queue = queue_of(home(here), t->tenant);
-	if (queue)
-		clock_advance(&queue->clock, t->vtime);
 }
 
 SEC("struct_ops/zernel_stopping")
@@ -227,9 +235,9 @@ void BPF_PROG(zernel_stopping, struct task_struct *p, bool runnable)
 
 	if (!t || !here)
 		return;
-	charge_run(p, t, here);
-	here->priority = PRIORITY_IDLE;
 	now = bpf_ktime_get_ns();
+	charge_run(p, t, here, now);
+	here->priority = PRIORITY_IDLE;
 	if (runnable)
 		t->ready_at = now;
 	else
@@ -254,7 +262,7 @@ void BPF_PROG(zernel_enable, struct task_struct *p)
 	t->exec_at_start = p->se.sum_exec_runtime;
 	queue = queue_of(home(here), t->tenant);
 	if (queue)
-		t->vtime = clock_time(&queue->clock);
+		t->vtime = clock_time(&queue->clock, bpf_ktime_get_ns());
 }
 
 SEC("struct_ops/zernel_disable")

@@ -32,18 +32,18 @@ static __always_inline u64 charge(const struct task_struct *p, u64 ns)
  * Several CPUs may set a clock at once: set_at is written first and read last, so that at worst a reader is a
  * little behind.
  */
-static __always_inline u64 clock_time(const volatile struct clock *clock)
+static __always_inline u64 clock_time(const volatile struct clock *clock, u64 now)
 {
 	u64 vtime = clock->vtime;
-	s64 passed = bpf_ktime_get_ns() - clock->set_at;
+	s64 passed = now - clock->set_at;
 
 	return passed > 0 ? vtime + passed / CLOCK_DIVISOR : vtime;
 }
 
-static __always_inline void clock_advance(volatile struct clock *clock, u64 vtime)
+static __always_inline void clock_advance(volatile struct clock *clock, u64 vtime, u64 now)
 {
-	if (before(clock_time(clock), vtime)) {
-		clock->set_at = bpf_ktime_get_ns();
+	if (before(clock_time(clock, now), vtime)) {
+		clock->set_at = now;
 		clock->vtime = vtime;
 	}
 }
@@ -56,13 +56,13 @@ static __always_inline void clock_advance(volatile struct clock *clock, u64 vtim
  * ahead than a slice costs it, so that a task from a queue with another clock does not wait for that
  * difference; and not further than the starvation bound, for the sake of the lightest.
  */
-static __always_inline u64 settled(const struct task_struct *p, u64 vtime, const struct clock *clock)
+static __always_inline u64 settled(const struct task_struct *p, u64 vtime, const struct clock *clock, u64 now)
 {
-	u64 now = clock_time(clock);
+	u64 time = clock_time(clock, now);
 	u64 slice = settings.slice_ns;
 	u64 cost = charge(p, slice);
-	u64 earliest = now - (cost < slice ? cost : slice);
-	u64 latest = now + (cost < settings.starvation_ns ? cost : settings.starvation_ns);
+	u64 earliest = time - (cost < slice ? cost : slice);
+	u64 latest = time + (cost < settings.starvation_ns ? cost : settings.starvation_ns);
 
 	if (before(vtime, earliest))
 		return earliest;

@@ -121,6 +121,7 @@ static __always_inline bool rescue(const struct view *view, s32 cpu, struct cpu 
 #define BALANCE_MARGIN_NS (10 * NSEC_PER_MSEC)
 
 struct balance {
+	u64 now;
 	u32 own;
 	u32 tenant; /* the first here, its place in the order, and how many of its tasks wait here */
 	u64 order;
@@ -137,7 +138,7 @@ static long balance_with(u32 i, struct balance *here)
 	struct queue *queue;
 	u64 margin;
 
-	look(other, &view);
+	look(other, here->now, &view);
 	if (!node || !view.any)
 		return 0;
 	if (view.tenant == here->tenant) {
@@ -160,7 +161,8 @@ static long balance_with(u32 i, struct balance *here)
 static __always_inline bool balance(s32 cpu, struct cpu *here, const struct view *view,
 				    const struct candidate *prev)
 {
-	struct balance balance = {.own = view->node, .tenant = view->tenant, .order = view->order};
+	struct balance balance = {
+		.now = view->now, .own = view->node, .tenant = view->tenant, .order = view->order};
 	struct node *node = node_of(view->node);
 	struct queue *queue;
 
@@ -187,6 +189,7 @@ static __always_inline bool balance(s32 cpu, struct cpu *here, const struct view
 
 /* What a CPU looks for at other nodes. */
 struct steal {
+	u64 now;
 	u32 own;   /* its node */
 	bool busy; /* has it a task that could go on? */
 	bool found;
@@ -197,7 +200,7 @@ static long steal_from(u32 i, struct steal *steal)
 	u32 other = steal->own + i + 1 < nr_nodes ? steal->own + i + 1 : steal->own + i + 1 - nr_nodes;
 	struct view view = {};
 
-	look(other, &view);
+	look(other, steal->now, &view);
 	if (!view.waiting)
 		return 0;
 	if (steal->busy && (!view.any || scx_bpf_dsq_nr_queued(NODE_QUEUE(other, view.tenant)) < 2))
@@ -213,9 +216,9 @@ static long steal_from(u32 i, struct steal *steal)
  * Take a task from another node. An idle CPU takes any: waiting is worse than a remote memory access. A
  * busy one leaves a single waiting task to its own node, so that two nodes do not trade one task for ever.
  */
-static __always_inline bool steal(u32 own, bool busy)
+static __always_inline bool steal(u32 own, bool busy, u64 now)
 {
-	struct steal steal = {.own = own, .busy = busy};
+	struct steal steal = {.now = now, .own = own, .busy = busy};
 
 	if (nr_nodes > 1)
 		bpf_loop(nr_nodes - 1, steal_from, &steal, 0);

@@ -11,12 +11,12 @@
  * that a queue which it says is empty may be about to get one. A task counts from enqueue() on until it runs,
  * or is enqueued anew, or leaves the scheduler.
  */
-static __always_inline void join_queue(struct queue *queue, struct task *t, u32 kind, u32 index)
+static __always_inline void join_queue(struct queue *queue, struct task *t, u32 kind, u32 index, u64 now)
 {
 	t->waits_in = kind;
 	t->queue_index = index;
 	if (!queue->waiting)
-		queue->served_at = bpf_ktime_get_ns();
+		queue->served_at = now;
 	__sync_fetch_and_add(&queue->waiting, 1);
 }
 
@@ -70,7 +70,7 @@ static __always_inline u32 slot_for(const struct task *t)
 
 /* Put task p into a queue of that node. */
 static __always_inline void enqueue_node(struct task_struct *p, struct task *t, u32 index, u32 slot,
-					 u64 enq_flags)
+					 u64 enq_flags, u64 now)
 {
 	struct node *node = node_of(index);
 	struct queue *queue = queue_of(index, slot);
@@ -85,22 +85,22 @@ static __always_inline void enqueue_node(struct task_struct *p, struct task *t, 
 	if (slot == LATENCY_SLOT) {
 		order = t->woke_at + policy_of(t)->latency_target_ns;
 	} else {
-		t->vtime = settled(p, t->vtime, &queue->clock);
+		t->vtime = settled(p, t->vtime, &queue->clock, now);
 		order = task_order(t);
 	}
 	dsq_insert_vtime(p, NODE_QUEUE(index, slot), settings.slice_ns, order, enq_flags);
-	join_queue(queue, t, WAITS_IN_NODE, index * NR_SLOTS + slot);
+	join_queue(queue, t, WAITS_IN_NODE, index * NR_SLOTS + slot, now);
 	__sync_fetch_and_or(&node->waiting, 1ULL << slot);
 }
 
 /* Put a task that is bound to `cpu` where it competes with the others bound there. */
 static __always_inline void enqueue_bound(struct task_struct *p, struct task *t, s32 cpu, struct cpu *here,
-					  u64 enq_flags)
+					  u64 enq_flags, u64 now)
 {
 	count(queued_cpu);
-	t->vtime = settled(p, t->vtime, &here->bound.clock);
+	t->vtime = settled(p, t->vtime, &here->bound.clock, now);
 	dsq_insert_vtime(p, CPU_QUEUE(cpu), settings.slice_ns, task_order(t), enq_flags);
-	join_queue(&here->bound, t, WAITS_IN_CPU, cpu);
+	join_queue(&here->bound, t, WAITS_IN_CPU, cpu, now);
 }
 
 /*
@@ -145,6 +145,8 @@ __noinline u32 head_tenant(u64 queue)
 	return result;
 }
 
+#define TENANT_SLOTS ((1ULL << MAX_TENANTS) - 1)
+
 /* A look at a node's queues. */
 struct view {
 	u64 waiting;
@@ -158,43 +160,51 @@ struct view {
 	u64 served_at;
 };
 
-static long view_slot(u32 slot, struct view *view)
+/* Note the slot if it is the one that was served least recently, and that too long ago. */
+static __always_inline void note_starved(struct view *view, u32 slot)
 {
-	struct queue *queue;
-	u64 order;
+	struct queue *queue = queue_of(view->node, slot);
 
-	if (!(view->waiting >> slot))
-		return 1;
-	if (!(view->waiting >> slot & 1))
-		return 0;
-	if (slot < MAX_TENANTS) {
-		order = tenant_order(slot);
-		if (!view->any || before(order, view->order)) {
-			view->any = true;
-			view->tenant = slot;
-			view->order = order;
-		}
-	}
-	queue = queue_of(view->node, slot);
 	if (queue && before(queue->served_at + settings.starvation_ns, view->now) &&
 	    (!view->starving || before(queue->served_at, view->served_at))) {
 		view->starving = true;
 		view->starved = slot;
 		view->served_at = queue->served_at;
 	}
+}
+
+static long view_tenant(u32 tenant, struct view *view)
+{
+	u64 waiting = (view->waiting & TENANT_SLOTS) >> tenant, order;
+
+	if (!waiting)
+		return 1;
+	if (!(waiting & 1))
+		return 0;
+	order = tenant_order(tenant);
+	if (!view->any || before(order, view->order)) {
+		view->any = true;
+		view->tenant = tenant;
+		view->order = order;
+	}
+	note_starved(view, tenant);
 	return 0;
 }
 
 /* Look at the queues of a node. */
-__noinline int look(u32 index, struct view *result)
+__noinline int look(u32 index, u64 now, struct view *result)
 {
 	struct node *node = node_of(index);
-	struct view view = {.node = index, .now = bpf_ktime_get_ns()};
+	struct view view = {.node = index, .now = now};
 
 	if (!result)
 		return 0;
 	view.waiting = node ? node->waiting : 0;
-	bpf_loop(NR_SLOTS, view_slot, &view, 0);
+	bpf_loop(MAX_TENANTS, view_tenant, &view, 0);
+	if (view.waiting >> LATENCY_SLOT & 1)
+		note_starved(&view, LATENCY_SLOT);
+	if (view.waiting >> LOW_SLOT & 1)
+		note_starved(&view, LOW_SLOT);
 	*result = view;
 	return 0;
 }
@@ -240,8 +250,7 @@ static long take_slot(u32 slot, struct search *search)
 	return 1;
 }
 
-#define TENANT_SLOTS ((1ULL << MAX_TENANTS) - 1)
-#define ALL_SLOTS    (~0ULL)
+#define ALL_SLOTS (~0ULL)
 
 /* Take a task from whichever of these queues of the node has one that may run here. */
 __noinline bool take_any(u32 index, u64 slots)

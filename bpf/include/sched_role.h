@@ -101,13 +101,12 @@ static __always_inline void note_sleep(struct task_struct *task, struct task *t,
 }
 
 /* The task woke, if it slept: the first call after a sleep counts. */
-static __always_inline void note_wake(struct task_struct *p, struct task *t)
+static __always_inline void note_wake(struct task_struct *p, struct task *t, u64 now)
 {
-	u64 now, slept;
+	u64 slept;
 
 	if (!t->slept_at)
 		return;
-	now = bpf_ktime_get_ns();
 	slept = now - t->slept_at;
 	t->unsent.sleep_ns += slept;
 	if (t->io_sleep)

@@ -195,7 +195,7 @@ static __always_inline struct tenant_use *use_of(u32 index)
 }
 
 /* Charge the task, its tenant and the latency queue what the task ran since it was last charged. */
-static __always_inline void charge_run(struct task_struct *p, struct task *t, struct cpu *here)
+static __always_inline void charge_run(struct task_struct *p, struct task *t, struct cpu *here, u64 now)
 {
 	u64 received = p->se.sum_exec_runtime;
 	u64 ran = received - t->exec_at_start;
@@ -208,7 +208,7 @@ static __always_inline void charge_run(struct task_struct *p, struct task *t, st
 	t->unsent.run_ns += ran;
 	if (t->urgent)
 		here->urgent_ns += ran;
-	tenant->seen_at = bpf_ktime_get_ns();
+	tenant->seen_at = now;
 	__sync_fetch_and_add(&tenant->vtime, ran * WEIGHT_NEUTRAL / weight_of(t->tenant));
 	if (use)
 		use->run_ns += ran;
