@@ -60,9 +60,8 @@ static __always_inline void call_cpu(struct task *t, s32 cpu, struct cpu *here, 
 		scx_bpf_kick_cpu(cpu, scx_kick_idle);
 		return;
 	}
-	here->preempted_at = now;
+	note_preemption(here, now);
 	here->bound_first = true;
-	count(preempted);
 	scx_bpf_kick_cpu(cpu, scx_kick_preempt);
 }
 
@@ -120,7 +119,7 @@ void BPF_PROG(zernel_enqueue, struct task_struct *p, u64 enq_flags)
 		return;
 	}
 	advance_tenant_clock(now);
-	slot = slot_for(t);
+	slot = slot_for(t, here, now);
 	node = settings.numa ? preferred_node(p, t, here->node) : 0;
 	enqueue_node(p, t, node, slot, enq_flags, now);
 	call_node(p, t, cpu, here, node, slot);
@@ -134,7 +133,7 @@ static __always_inline bool serve(s32 cpu, struct cpu *here, const struct candid
 				  bool *keep)
 {
 	struct view view = {};
-	bool found;
+	bool found, in_budget;
 
 	look(home(here), now, &view);
 	advance_tenant_clock(now);
@@ -148,8 +147,15 @@ static __always_inline bool serve(s32 cpu, struct cpu *here, const struct candid
 			view.order = order;
 		}
 	}
-	if (rescue(&view, cpu, here) || (may_serve_urgent(here, now) && serve_urgent(&view)) ||
-	    balance(cpu, here, &view, running))
+	if (rescue(&view, cpu, here))
+		return true;
+	in_budget = may_serve_urgent(here, now);
+	if ((in_budget || urgent_waited(&view)) && serve_urgent(&view)) {
+		if (!in_budget)
+			count(latency_over);
+		return true;
+	}
+	if (balance(cpu, here, &view, running))
 		return true;
 	if (bound_is_first(cpu, here, running, &view))
 		found = serve_bound(cpu, running, keep) || serve_node(&view, running, keep);

@@ -47,6 +47,14 @@ static __always_inline bool serve_urgent(const struct view *view)
 	return true;
 }
 
+/* The latency queue takes turns with others when it had its part: it would wait for all of them else. */
+static __always_inline bool urgent_waited(const struct view *view)
+{
+	struct queue *queue = queue_of(view->node, LATENCY_SLOT);
+
+	return queue && before(queue->served_at + settings.slice_ns, view->now);
+}
+
 /* Nobody waits but those that yield, and those that had their part of the CPU's time. */
 static __always_inline bool serve_last(const struct view *view, const struct candidate *prev, bool *keep)
 {

@@ -137,7 +137,7 @@ struct counters {
 	u64 stolen;	    /* of those, from another node's queue */
 	u64 rescues;	    /* of those, because their queue was not served for starvation_ns */
 	u64 latency_runs;   /* of those, from the latency queue */
-	u64 latency_over;   /* of those, beyond the budget, since nobody else waited */
+	u64 latency_over;   /* of those, beyond the budget: nobody else waited, or its turn had come */
 	u64 low_runs;	    /* of those, from the queue of those that yield */
 	u64 preempted;	    /* CPUs taken from a running task for one that woke */
 	u64 preempt_denied; /* not taken, because of the rate */

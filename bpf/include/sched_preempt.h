@@ -4,26 +4,8 @@
 
 #include "sched_role.h"
 
-#define URGENT_BUCKET_NS (10 * NSEC_PER_MSEC) /* how much the latency queue may get at once */
-#define CPUS_TRIED	 8
-
-/* ---- The latency queue's part of a CPU ---- */
-
-/* What the latency queue got beyond its part wears off as time passes. */
-static __always_inline bool may_serve_urgent(struct cpu *here, u64 now)
-{
-	u64 since = now - here->urgent_at;
-	u64 earned;
-
-	if (since > 1000 * NSEC_PER_MSEC)
-		since = 1000 * NSEC_PER_MSEC;
-	earned = since * settings.latency_budget_permille / 1000;
-	here->urgent_ns = here->urgent_ns > earned ? here->urgent_ns - earned : 0;
-	here->urgent_at = now;
-	return here->urgent_ns < URGENT_BUCKET_NS;
-}
-
-/* ---- Whom to preempt ---- */
+#define CPUS_TRIED	    8
+#define PREEMPTIONS_AT_ONCE 4 /* those that come together, as the threads that one event wakes */
 
 #define PRIORITY_IDLE	127  /* of a CPU that runs nothing: nobody needs to preempt it */
 #define PRIORITY_YIELDS -127 /* of one whose task makes way for any other */
@@ -48,20 +30,27 @@ struct wish {
 /* May the task that the wish is for take this CPU from the one that runs there? */
 static __always_inline bool may_preempt(const struct cpu *cpu, struct wish *wish)
 {
-	u64 since;
+	u64 period;
 
 	if (cpu->priority >= wish->priority || (wish->own_tenant && cpu->tenant != wish->tenant))
 		return false;
 	if (wish->any_rate)
 		return true;
-	since = wish->now - cpu->preempted_at;
-	if (since > 1000 * NSEC_PER_MSEC)
-		since = 1000 * NSEC_PER_MSEC;
-	/* Multiplied rather than divided: a rate of 0 then needs no case of its own. */
-	if (since * settings.preemptions_per_s >= 1000 * NSEC_PER_MSEC)
+	period = settings.preemptions_per_s ? 1000 * NSEC_PER_MSEC / settings.preemptions_per_s : 0;
+	if (period && !before(wish->now + (PREEMPTIONS_AT_ONCE - 1) * period, cpu->next_preemption))
 		return true;
 	wish->denied = true;
 	return false;
+}
+
+/* The CPU is taken: by the rate, that puts the next time off. */
+static __always_inline void note_preemption(struct cpu *cpu, u64 now)
+{
+	u64 from = before(cpu->next_preemption, now) ? now : cpu->next_preemption;
+
+	if (settings.preemptions_per_s)
+		cpu->next_preemption = from + 1000 * NSEC_PER_MSEC / settings.preemptions_per_s;
+	count(preempted);
 }
 
 /* What to look through for a CPU to preempt. */
@@ -85,7 +74,7 @@ static long try_cpu(u32 i, struct hunt *hunt)
 	if (!cpu || home(cpu) != hunt->node || !bpf_cpumask_test_cpu(number, hunt->p->cpus_ptr) ||
 	    !may_preempt(cpu, &hunt->wish))
 		return 0;
-	cpu->preempted_at = hunt->wish.now;
+	note_preemption(cpu, hunt->wish.now);
 	hunt->found = number;
 	return 1;
 }
@@ -115,10 +104,8 @@ static __always_inline void preempt_for(struct task_struct *p, struct task *t, s
 	};
 
 	bpf_loop(CPUS_TRIED, try_cpu, &hunt, 0);
-	if (hunt.found >= 0) {
-		count(preempted);
+	if (hunt.found >= 0)
 		scx_bpf_kick_cpu(hunt.found, scx_kick_preempt);
-	} else if (hunt.wish.denied) {
+	else if (hunt.wish.denied)
 		count(preempt_denied);
-	}
 }

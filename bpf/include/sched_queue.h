@@ -54,16 +54,17 @@ static __always_inline u64 task_order(const struct task *t)
 
 /*
  * In which of its node's queues a task waits. The latency queue is for those who woke and whose tenant has
- * not had more than its share: else a tenant of many short bursts could take the CPU from all others.
+ * not had more than its share: else a tenant of many short bursts could take the CPU from all others. Nor is
+ * it for more than its part of the CPU where the task was: beyond that virtual time decides.
  */
-static __always_inline u32 slot_for(const struct task *t)
+static __always_inline u32 slot_for(const struct task *t, const struct cpu *cpu, u64 now)
 {
 	const struct policy *policy = policy_of(t);
 
 	if (policy->preemption == PREEMPT_YIELD && t->used_up)
 		return LOW_SLOT;
 	if (t->woke_at && policy->preemption >= PREEMPT_PREEMPTIVE && policy->latency_target_ns &&
-	    !is_over_share(t->tenant))
+	    !is_over_share(t->tenant) && may_serve_urgent(cpu, now))
 		return LATENCY_SLOT;
 	return t->tenant;
 }

@@ -89,12 +89,12 @@ struct {
 } queues SEC(".maps");
 
 struct cpu {
-	u32 node;	    /* index; set by user space */
-	bool bound_first;   /* whose turn it is when the CPU's own queue and the node's are of one tenant */
-	struct queue bound; /* the CPU's own queue */
-	u64 balanced_at;    /* when it last looked at what waits at other nodes */
-	u64 preempted_at;   /* when it was last taken from a task */
-	u64 urgent_ns;	    /* CPU time that the latency queue got beyond its part, as of urgent_at */
+	u32 node;	     /* index; set by user space */
+	bool bound_first;    /* whose turn it is when the CPU's own queue and the node's are of one tenant */
+	struct queue bound;  /* the CPU's own queue */
+	u64 balanced_at;     /* when it last looked at what waits at other nodes */
+	u64 next_preemption; /* when, by the rate, it may be taken from a task again; some may come early */
+	u64 urgent_ns;	     /* CPU time that the latency queue got beyond its part, as of urgent_at */
 	u64 urgent_at;
 	s32 priority; /* of the task that runs, and its tenant */
 	u32 tenant;

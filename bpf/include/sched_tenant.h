@@ -194,6 +194,31 @@ static __always_inline struct tenant_use *use_of(u32 index)
 	return use;
 }
 
+/* ---- The latency queue's part of a CPU ---- */
+
+#define URGENT_BUCKET_NS (10 * NSEC_PER_MSEC) /* how much it may get at once */
+
+/* What the latency queue got beyond its part of this CPU; that wears off as time passes. */
+static __always_inline u64 urgent_excess(const struct cpu *cpu, u64 now)
+{
+	s64 since = now - cpu->urgent_at;
+	u64 earned;
+
+	if (since < 0)
+		since = 0;
+	if (since > 1000 * (s64)NSEC_PER_MSEC)
+		since = 1000 * NSEC_PER_MSEC;
+	earned = since * settings.latency_budget_permille / 1000;
+	return cpu->urgent_ns > earned ? cpu->urgent_ns - earned : 0;
+}
+
+static __always_inline bool may_serve_urgent(const struct cpu *cpu, u64 now)
+{
+	return urgent_excess(cpu, now) < URGENT_BUCKET_NS;
+}
+
+/* ---- What is noted as a task runs ---- */
+
 /* Charge the task, its tenant and the latency queue what the task ran since it was last charged. */
 static __always_inline void charge_run(struct task_struct *p, struct task *t, struct cpu *here, u64 now)
 {
@@ -206,8 +231,10 @@ static __always_inline void charge_run(struct task_struct *p, struct task *t, st
 	t->vtime += charge(p, ran);
 	t->burst_ns += ran;
 	t->unsent.run_ns += ran;
-	if (t->urgent)
-		here->urgent_ns += ran;
+	if (t->urgent) {
+		here->urgent_ns = urgent_excess(here, now) + ran;
+		here->urgent_at = now;
+	}
 	tenant->seen_at = now;
 	__sync_fetch_and_add(&tenant->vtime, ran * WEIGHT_NEUTRAL / weight_of(t->tenant));
 	if (use)

@@ -23,6 +23,9 @@ MIB = 1 << 20
 # la57, svm: a fifth level of page tables and nested virtualisation cost emulated time and are of no use.
 TCG = ("-accel", "tcg,thread=single", "-cpu", "max,la57=off,svm=off")
 KVM = ("-accel", "kvm", "-cpu", "host")
+# An instruction takes 2 ns, and time passes with them: what runs costs what it executes, however long the
+# emulator takes (a switch of address spaces makes it forget its translations), whatever else this machine does.
+COUNTED = ("-icount", "shift=1,align=off,sleep=on")
 # PCI Express without the devices of a desktop, each of which loads drivers at boot
 BOARD = ("-machine", "q35,sata=off,smbus=off,i8042=off,vmport=off")
 
@@ -53,10 +56,13 @@ class Machine:
     numa_nodes: int = 1
     disks: tuple[Disk, ...] = ()
     kvm: bool = False
+    counted: bool = False
 
     def options(self) -> list[str]:
         """Return QEMU's options for CPUs and memory."""
         options = [*BOARD, *(KVM if self.kvm else TCG), "-smp", str(self.cpus), "-m", f"{self.memory_mib}M"]
+        if self.counted:
+            options += COUNTED
         if self.numa_nodes > 1:
             options += self._numa_options()
         return options

@@ -40,10 +40,10 @@ enum {
 	MAX_LOADERS = 64,
 	MAX_STEPS = 1 << 17,
 	MAX_WAITS = 1 << 20,
-	READ_BYTES = 128 << 10, /* one sample */
-	READS = 4,		/* samples of a micro-batch */
+	READ_BYTES = 32 << 10, /* one sample */
+	READS = 4,	       /* samples of a micro-batch */
 	DATA_READS = (16 << 20) / READ_BYTES,
-	DECODE_US = 2000,
+	LOAD_US = 2000, /* CPU time of a micro-batch: reading it, and decoding for the rest */
 	QUEUE = 4, /* batches that are kept ready */
 	HOPS = 4,  /* of a collective: a message, and what its arrival costs */
 	HOP_US = 500,
@@ -71,14 +71,17 @@ static int64_t clock_us(clockid_t clock)
 	return now.tv_sec * 1000000L + now.tv_nsec / 1000;
 }
 
-/* Compute until this thread had so much more CPU time. */
-static void compute(long us)
+/* Compute until this thread had so much CPU time. */
+static void compute_until(int64_t end)
 {
-	int64_t end = clock_us(CLOCK_THREAD_CPUTIME_ID) + us;
-
 	while (clock_us(CLOCK_THREAD_CPUTIME_ID) < end)
 		for (volatile int i = 0; i < 100; i++)
 			;
+}
+
+static void compute(long us)
+{
+	compute_until(clock_us(CLOCK_THREAD_CPUTIME_ID) + us);
 }
 
 /* ---- Hogs ---- */
@@ -165,13 +168,15 @@ static void *loader(void *argument)
 	if (file < 0 || !buffer)
 		fail(wanted.data);
 	for (;;) {
+		int64_t end = clock_us(CLOCK_THREAD_CPUTIME_ID) + LOAD_US;
+
 		for (int n = 0; n < READS; n++) {
 			off_t place = (off_t)(rand_r(&seed) % DATA_READS) * READ_BYTES;
 
 			if (pread(file, buffer, READ_BYTES, place) != READ_BYTES)
 				fail(wanted.data);
 		}
-		compute(DECODE_US);
+		compute_until(end);
 		pthread_mutex_lock(&lock);
 		while (ready == QUEUE)
 			pthread_cond_wait(&changed, &lock);

@@ -54,6 +54,6 @@ DEFAULTS: dict[str, Policy] = {
     "POLICY_GPU_COMPUTE": Policy(-5, Preemption.YIELD),
     "POLICY_NCCL_COLLECTIVE": Policy(10, Preemption.LOW_LATENCY, 50),
     "POLICY_OPTIMIZER_STEP": Policy(10, Preemption.PREEMPTIVE, 100),
-    "POLICY_LAUNCHER": Policy(10, Preemption.PREEMPTIVE, 50),
+    "POLICY_LAUNCHER": Policy(10, Preemption.LOW_LATENCY, 50),
     "POLICY_INTERACTIVE": Policy(5, Preemption.PREEMPTIVE, 1000),
 }

@@ -188,7 +188,7 @@ class Policies:
     )
     unknown: Row = table(Row, "All else.")
     launcher: Row = table(
-        Row, "A thread that launches GPU work, in whatever phase.", default=Row(10, "preemptive", 50)
+        Row, "A thread that launches GPU work, in whatever phase.", default=Row(10, "low_latency", 50)
     )
     interactive: Row = table(
         Row, "A thread of short bursts that sleeps mostly.", default=Row(5, "preemptive", 1000)
