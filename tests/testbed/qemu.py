@@ -24,7 +24,7 @@ MIB = 1 << 20
 TCG = ("-accel", "tcg,thread=single", "-cpu", "max,la57=off,svm=off")
 KVM = ("-accel", "kvm", "-cpu", "host")
 # An instruction takes 2 ns, and time passes with them: what runs costs what it executes, however long the
-# emulator takes (a switch of address spaces makes it forget its translations), whatever else this machine does.
+# emulator takes (a switch of address spaces makes it forget its translations), and whatever else runs here.
 COUNTED = ("-icount", "shift=1,align=off,sleep=on")
 # PCI Express without the devices of a desktop, each of which loads drivers at boot
 BOARD = ("-machine", "q35,sata=off,smbus=off,i8042=off,vmport=off")
