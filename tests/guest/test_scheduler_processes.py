@@ -50,9 +50,10 @@ def test_processes_run_on_the_node_of_their_gpu_if_they_may(host: Host) -> None:
 
 
 def roles(**changed: object) -> str:
-    """Return the text of a settings file. Emulated CPUs are slow: what is short there is longer here."""
+    """Return the text of a settings file. Emulated CPUs are slow, disks are not: short is longer here."""
     scheduler = {"short_burst_us": changed.pop("short_burst_us", 2000)}
-    detection = {"nccl_detection_enabled": True, "optimizer_burst_max_ns": 20_000_000, **changed}
+    detection = {"nccl_detection_enabled": True, "optimizer_burst_max_ns": 20_000_000}
+    detection |= {"io_wait_threshold": 0.1, **changed}
     tables = {"scheduler": scheduler, "phase_detection": detection}
     return "".join(
         f"[{table}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())

@@ -147,10 +147,13 @@ class LoadedScheduler:
         self.close()
 
     def _wait_until_enabled(self) -> None:
-        """A refusal in init() or during the switch comes after attaching, as an exit."""
+        """A refusal in init() or during the switch comes after attaching, as an exit.
+
+        A stall is no refusal: the kernel took the scheduler, which may have let a task wait already.
+        """
         _wait(lambda: kernel.state() == "enabled" or self.exit() is not None, _ENABLE_TIMEOUT_S)
         ended = self.exit()
-        if ended is None and kernel.state() == "enabled":
+        if ended.stalled if ended is not None else kernel.state() == "enabled":
             return
         if ended is not None and ended.restart:
             raise _Superseded
