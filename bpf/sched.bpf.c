@@ -34,11 +34,11 @@ s32 BPF_PROG(zernel_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_fl
 	cpu = pick_idle(p, prev_cpu, previous, preferred_node(p, t, previous->node));
 	if (cpu < 0)
 		return prev_cpu;
-	chosen = cpu_of(cpu);
+	chosen = cpu == prev_cpu ? previous : cpu_of(cpu);
 	if (!chosen)
 		return prev_cpu;
 	count(idle_hits);
-	if (home(previous) != home(chosen))
+	if (chosen != previous && home(previous) != home(chosen))
 		count(idle_remote);
 	find_tenant(p, t);
 	/* The local queue is that of the CPU returned here; enqueue() is then not called. */
@@ -170,13 +170,18 @@ void BPF_PROG(zernel_dispatch, s32 cpu, struct task_struct *prev)
 	struct cpu *here = cpu_of(cpu);
 	struct node *node = here ? node_of(home(here)) : NULL;
 	struct candidate running = {};
-	u64 now = bpf_ktime_get_ns();
-	bool keep = false;
+	bool goes_on, waiting, keep = false;
 	struct task *t;
+	u64 now = 0;
 
 	if (!node)
 		return;
-	if (prev && prev->scx.flags & SCX_TASK_QUEUED) {
+	goes_on = prev && prev->scx.flags & SCX_TASK_QUEUED;
+	waiting = node->waiting || here->bound.waiting;
+	/* Neither: the CPU goes idle, and another task may wait for it to do so. */
+	if (goes_on || waiting)
+		now = bpf_ktime_get_ns();
+	if (goes_on) {
 		t = task_of(prev);
 		if (t) {
 			charge_run(prev, t, here, now);
@@ -189,12 +194,12 @@ void BPF_PROG(zernel_dispatch, s32 cpu, struct task_struct *prev)
 			running.order = task_order(t);
 		}
 	}
-	if ((node->waiting || here->bound.waiting) && serve(cpu, here, &running, now, &keep))
+	if (waiting && serve(cpu, here, &running, now, &keep))
 		return;
-	if (!keep && steal(home(here), running.there, now))
+	if (!keep && steal(home(here), running.there))
 		return;
 	/* The kernel lets `prev` go on, with its own default slice (20 ms) unless it has one. */
-	if (running.there && prev) {
+	if (running.there && goes_on) {
 		prev->scx.slice = settings.slice_ns;
 		if (keep)
 			count(kept);

@@ -224,11 +224,13 @@ static long steal_from(u32 i, struct steal *steal)
  * Take a task from another node. An idle CPU takes any: waiting is worse than a remote memory access. A
  * busy one leaves a single waiting task to its own node, so that two nodes do not trade one task for ever.
  */
-static __always_inline bool steal(u32 own, bool busy, u64 now)
+static __always_inline bool steal(u32 own, bool busy)
 {
-	struct steal steal = {.now = now, .own = own, .busy = busy};
+	struct steal steal = {.own = own, .busy = busy};
 
-	if (nr_nodes > 1)
-		bpf_loop(nr_nodes - 1, steal_from, &steal, 0);
+	if (nr_nodes < 2)
+		return false;
+	steal.now = bpf_ktime_get_ns();
+	bpf_loop(nr_nodes - 1, steal_from, &steal, 0);
 	return steal.found;
 }

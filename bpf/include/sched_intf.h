@@ -196,6 +196,7 @@ struct task {
 	bool io_sleep;		/* does it sleep because of storage? */
 	bool used_up;		/* did it use its last slice up? */
 	bool urgent;		/* was it taken from the latency queue? */
+	u64 no_gpu_until;	/* until when it is not looked up whether probes saw it use a GPU */
 	u64 hint_until;		/* when its process's hint becomes too old; 0: there is none */
 	u32 hint_generation;
 	enum policy_row phase; /* of the hint */

@@ -19,8 +19,11 @@ static __always_inline u64 start_ticks(const struct task_struct *p)
 
 /* ---- Hints ---- */
 
-/* Note the phase and the node that the process's hint gives; neutral ones without a hint that still holds. */
-static __always_inline void find_hint(const struct task_struct *p, struct task *t, u64 now)
+/*
+ * Note the phase and the node that the process's hint gives; neutral ones without a hint that still holds.
+ * Returns whether these may be others than before.
+ */
+static __always_inline bool find_hint(const struct task_struct *p, struct task *t, u64 now)
 {
 	const struct hint *hint;
 	u32 tgid;
@@ -35,16 +38,17 @@ static __always_inline void find_hint(const struct task_struct *p, struct task *
 			t->phase = hint->phase;
 			t->node = hint->node;
 		}
-	} else if (!t->hint_until) {
-		return;
+	} else if (!t->hint_until || before(now, t->hint_until)) {
+		return false;
 	}
 	if (before(now, t->hint_until))
-		return;
+		return true;
 	if (t->hint_until)
 		count(stale_hints);
 	t->hint_until = 0;
 	t->phase = POLICY_UNKNOWN;
 	t->node = NO_NODE;
+	return true;
 }
 
 /* The node whose CPUs the task is to run on, `near` if it has no preference or may not run there. */

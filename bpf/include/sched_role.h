@@ -25,10 +25,23 @@ static __always_inline bool is_recent(u64 then, u64 now)
 	return then && before(now, then + RECENT_NS);
 }
 
+/* What the probes saw of the thread. Most never see a GPU: these are looked up now and then only. */
+static __always_inline struct gpu_activity *gpu_of(struct task_struct *p, struct task *t, u64 now)
+{
+	struct gpu_activity *gpu;
+
+	if (before(now, t->no_gpu_until))
+		return NULL;
+	gpu = bpf_task_storage_get(&gpu_activity, p, 0, 0);
+	if (!gpu)
+		t->no_gpu_until = now + NOTE_PERIOD_NS;
+	return gpu;
+}
+
 static __always_inline u32 role_of(struct task_struct *p, struct task *t, u64 now)
 {
 	u64 run = t->burst_ns > t->run_avg_ns ? t->burst_ns : t->run_avg_ns;
-	struct gpu_activity *gpu = bpf_task_storage_get(&gpu_activity, p, 0, 0);
+	struct gpu_activity *gpu = gpu_of(p, t, now);
 	bool was_brief = t->role == ROLE_LAUNCHER || t->role == ROLE_INTERACTIVE;
 	/* A role is kept a little longer than it takes to get it: else one at the limit would change all the
 	 * time. */
@@ -116,8 +129,8 @@ static __always_inline void note_wake(struct task_struct *p, struct task *t, u64
 		slept = RECENT_NS;
 	average(&t->sleep_avg_ns, slept);
 	average(&t->io_avg_ns, t->io_sleep ? slept : 0);
-	find_hint(p, t, now);
-	choose_policy(t);
+	if (find_hint(p, t, now))
+		choose_policy(t);
 	t->slept_at = 0;
 	t->woke_at = t->ready_at = now;
 }
@@ -126,8 +139,8 @@ static __always_inline void note_wake(struct task_struct *p, struct task *t, u64
 static __always_inline void note_slice(struct task_struct *p, struct task *t, u64 now)
 {
 	t->used_up = true;
-	find_hint(p, t, now);
-	choose_policy(t);
+	if (find_hint(p, t, now))
+		choose_policy(t);
 	if (t->role != ROLE_OTHER && t->burst_ns > 2 * settings.short_burst_ns)
 		decide_role(p, t, now);
 }
