@@ -90,7 +90,7 @@ def ran_ns(pid: int) -> int:
 def stopped(pid: int) -> int:
     """Return how often the process was made to stop running."""
     status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("nonvoluntary_ctxt_switches:")[2])
+    return int(status.partition("nonvoluntary_ctxt_switches:")[2].split()[0])
 
 
 def measure(

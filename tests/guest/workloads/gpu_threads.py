@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which roles threads get under which settings: ``python3 gpu_threads.py PROBE``.
+"""Which roles tasks get under which settings: ``python3 gpu_threads.py PROBE``.
 
 PROBE is the object that stands for the probes; see gpu_sync.bpf.c. Reads texts of settings files from
 standard input, as a JSON list, loads the scheduler with the first and applies the others one by one. Prints
-as JSON the role that each kind of thread had most of the time under each (``working``), and under the first
-one once the threads have not worked with the GPU for a while (``idle``).
+as JSON the role that each kind of task had most of the time under each (``working``), and under the first
+one once the tasks have not worked with the GPU for a while (``idle``).
+
+Each is a process of its own: threads of Python would take turns, whatever the scheduler does.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from zernel.gpu import activity
 from zernel.scheduler.config import Config
 from zernel.scheduler.loader import LoadedScheduler, load_checked
 
-working = True
+working = mmap.mmap(-1, 1)  # shared with the processes
 disk = os.open("/dev/vda", os.O_RDONLY | os.O_DIRECT)
 buffer = mmap.mmap(-1, 1 << 22)
 
@@ -38,20 +40,20 @@ def spin(milliseconds: float) -> None:
 
 def launcher() -> None:
     time.sleep(0.01)
-    if working:
+    if working[0]:
         os.sched_yield()
     spin(0.5)
 
 
 def optimizer() -> None:
     time.sleep(0.02)
-    if working:
+    if working[0]:
         os.sched_yield()
     spin(6)
 
 
 def collective() -> None:
-    if working:
+    if working[0]:
         os.getpriority(os.PRIO_PROCESS, 0)
         threading.Event().wait(0.01)  # a futex
     else:
@@ -67,48 +69,48 @@ def bystander() -> None:
     spin(0.5)
 
 
-def repeat(name: str, act: Callable[[], None], threads: dict[str, int]) -> None:
-    threads[name] = threading.get_native_id()
-    while True:
+def start(act: Callable[[], None]) -> int:
+    """Have a process do it again and again, and return its pid."""
+    parent = os.getpid()
+    if pid := os.fork():
+        return pid
+    while os.getppid() == parent:
         act()
+    os._exit(0)
 
 
-def roles(scheduler: LoadedScheduler, threads: dict[str, int]) -> dict[str, str | None]:
-    """Return the role that each thread has most of the time, once it had time to change."""
+def roles(scheduler: LoadedScheduler, pids: dict[str, int]) -> dict[str, str | None]:
+    """Return the role that each has most of the time, once it had time to change."""
     time.sleep(1)
-    looks: dict[str, Counter[str | None]] = {name: Counter() for name in threads}
+    looks: dict[str, Counter[str | None]] = {name: Counter() for name in pids}
     for _ in range(20):
         time.sleep(0.05)
-        for name, thread in threads.items():
-            task = scheduler.maps.task(thread)
+        for name, pid in pids.items():
+            task = scheduler.maps.task(pid)
             looks[name][task.role if task else None] += 1
     return {name: seen.most_common(1)[0][0] for name, seen in looks.items()}
 
 
 def main(probe: Path) -> None:
-    global working
     configs = [parse(Config, text) for text in json.load(sys.stdin)]
+    working[0] = 1
+    pids = {act.__name__: start(act) for act in (launcher, optimizer, collective, loader, bystander)}
     with load_checked(configs[0]) as scheduler, BpfObject.open(probe) as obj:
         assert activity.share(obj) is None
         obj.load()
         for program in obj.programs():
             program.attach()
-        threads: dict[str, int] = {}
-        for act in (launcher, optimizer, collective, loader, bystander):
-            threading.Thread(target=repeat, args=(act.__name__, act, threads), daemon=True).start()
         time.sleep(1)
         report = []
         for config in configs:
             scheduler.apply(config)
-            report.append(roles(scheduler, threads))
-        seen = scheduler.maps.drain()[os.getpid()]
+            report.append(roles(scheduler, pids))
+        seen = scheduler.maps.drain()[pids["launcher"]]
         scheduler.apply(configs[0])
-        working = False
+        working[0] = 0
         time.sleep(1)
-        idle = roles(scheduler, threads)
+        idle = roles(scheduler, pids)
     print(json.dumps({"working": report, "idle": idle, "sync": seen.gpu_sync_ns is not None}))
-    sys.stdout.flush()
-    os._exit(0)
 
 
 if __name__ == "__main__":
