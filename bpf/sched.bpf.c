@@ -321,6 +321,7 @@ static long init_cpu(u32 cpu, s32 *error)
 	*error = -ERROR_NO_MEMORY;
 	if (!here || !node)
 		return 1;
+	here->priority = PRIORITY_IDLE;
 	scratch = bpf_cpumask_create();
 	if (!scratch)
 		return 1;

@@ -94,7 +94,7 @@ static __always_inline bool bound_is_first(s32 cpu, struct cpu *here, const stru
 		return false;
 	if (tenant == NO_TENANT)
 		tenant = prev->tenant;
-	tenant_at(tenant)->seen_at = view->now;
+	tenant_at(tenant)->waited_at = view->now;
 	if (tenant == view->tenant) {
 		first = here->bound_first;
 		here->bound_first = !first;

@@ -7,7 +7,6 @@
 #define CPUS_TRIED	    8
 #define PREEMPTIONS_AT_ONCE 4 /* those that come together, as the threads that one event wakes */
 
-#define PRIORITY_IDLE	127  /* of a CPU that runs nothing: nobody needs to preempt it */
 #define PRIORITY_YIELDS -127 /* of one whose task makes way for any other */
 
 /* What to note of a CPU as the task begins to run there. */

@@ -14,6 +14,7 @@
 #define ERROR_INVALID	 22
 #define MAX_NODES	 1024 /* CONFIG_NODES_SHIFT is 10 at most */
 #define MAX_CGROUP_DEPTH 64
+#define PRIORITY_IDLE	 127 /* of a CPU that runs nothing: nobody needs to preempt it */
 
 /* Each node has a queue for each tenant, whose slot is its number, and two more. */
 #define LATENCY_SLOT MAX_TENANTS       /* for those that must run soon; ordered by when */

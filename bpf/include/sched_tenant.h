@@ -11,12 +11,16 @@
 
 struct tenant {
 	u64 vtime;
-	u64 seen_at; /* when it last ran, or was seen to wait for a certain CPU */
+	u64 waited_at; /* when it was last seen to wait for a certain CPU */
 } __attribute__((aligned(64)));
 
 struct tenant tenants[MAX_TENANTS];
 
-/* The least virtual time of those tenants that run or wait, when last looked at. */
+/*
+ * The least virtual time of those tenants that run or wait, when last looked at. One that ran a moment ago
+ * does not count: if it needs little, and that again and again, it would hold the clock, and those that run
+ * would all be as far ahead of it as they may: their shares would no longer follow their weights.
+ */
 struct clock tenant_clock;
 
 /* How many CPUs are online: when that changes, the kernel has the scheduler loaded anew. */
@@ -24,7 +28,7 @@ u32 nr_online;
 
 #define CLOCK_PERIOD_NS (500 * NSEC_PER_USEC)
 
-/* A tenant that was not seen for so long is idle. More than a slice can last, also where ticks are late. */
+/* For how long a tenant is taken to wait for a certain CPU: more than a slice can last. */
 #define IDLE_AFTER_NS (100 * NSEC_PER_MSEC)
 
 /*
@@ -107,17 +111,26 @@ static __always_inline void find_tenant(struct task_struct *p, struct task *t)
 
 struct active {
 	u64 now;
-	u64 waiting; /* bit per tenant */
+	u64 wanting; /* bit per tenant: its tasks run or wait */
 	u64 least;   /* virtual time */
 	bool any;
 };
+
+static long collect_cpu(u32 number, struct active *all)
+{
+	struct cpu *cpu = cpu_of(number);
+
+	if (cpu && cpu->priority != PRIORITY_IDLE)
+		all->wanting |= 1ULL << (cpu->tenant & (MAX_TENANTS - 1));
+	return 0;
+}
 
 static long collect_node(u32 index, struct active *all)
 {
 	struct node *node = node_of(index);
 
 	if (node)
-		all->waiting |= node->waiting;
+		all->wanting |= node->waiting;
 	return 0;
 }
 
@@ -125,7 +138,7 @@ static long collect_tenant(u32 index, struct active *all)
 {
 	const struct tenant *tenant = tenant_at(index);
 
-	if (!(all->waiting >> index & 1) && before(tenant->seen_at + IDLE_AFTER_NS, all->now))
+	if (!(all->wanting >> index & 1) && before(tenant->waited_at + IDLE_AFTER_NS, all->now))
 		return 0;
 	if (!all->any || before(tenant->vtime, all->least)) {
 		all->least = tenant->vtime;
@@ -142,6 +155,7 @@ static __always_inline void advance_tenant_clock(u64 now)
 		return;
 	tenant_clock.set_at = now;
 	bpf_loop(nr_nodes, collect_node, &all, 0);
+	bpf_loop(nr_cpus, collect_cpu, &all, 0);
 	bpf_loop(MAX_TENANTS, collect_tenant, &all, 0);
 	if (all.any && before(tenant_clock.vtime, all.least))
 		tenant_clock.vtime = all.least;
@@ -235,7 +249,6 @@ static __always_inline void charge_run(struct task_struct *p, struct task *t, st
 		here->urgent_ns = urgent_excess(here, now) + ran;
 		here->urgent_at = now;
 	}
-	tenant->seen_at = now;
 	__sync_fetch_and_add(&tenant->vtime, ran * WEIGHT_NEUTRAL / weight_of(t->tenant));
 	if (use)
 		use->run_ns += ran;
