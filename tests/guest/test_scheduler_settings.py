@@ -158,9 +158,9 @@ def test_the_latency_budget_bounds_what_urgent_threads_take(host: Host) -> None:
             for percent in (90, 0)
         ),
     )
-    # It then runs when its queue was not served for as long as the starvation bound.
-    assert most["wakes"] > 4 * nothing["wakes"] > 0, (most, nothing)
-    assert nothing["counters"]["rescues"] > most["counters"]["rescues"]
+    # Beyond it the thread waits in its tenant's order, which gives it its share all the same.
+    assert most["counters"]["latency_runs"] > 4 * nothing["counters"]["latency_runs"], (most, nothing)
+    assert nothing["wakes"] > 0
 
 
 def test_what_counts_as_short_decides_the_role(host: Host) -> None:
