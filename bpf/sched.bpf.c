@@ -226,8 +226,7 @@ void BPF_PROG(zernel_running, struct task_struct *p)
 	t->exec_at_start = p->se.sum_exec_runtime;
 	here->tenant = t->tenant;
 	here->priority = running_priority(t);
-	/* One that found an idle CPU competed with nobody: its virtual time tells nothing of those that wait.
-	 */
+	/* One that found an idle CPU competed with nobody: its time tells nothing of those that wait. */
 	if (waited_in == WAITS_IN_CPU) {
 		clock_advance(&here->bound.clock, t->vtime, now);
 	} else if (waited_in == WAITS_IN_NODE) {

@@ -259,7 +259,8 @@ def _running(bench: Bench) -> bool:
     return done.returncode == 0
 
 
-# Costs, which keep one CPU busy at most times: in the guest that counts instructions.
+# Costs, in the guest that counts instructions. Its CPUs take long turns when all are busy, as hackbench keeps
+# them: that changes delays, not the work.
 COUNTED_PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "alone": _alone,
     "switching": _switching,

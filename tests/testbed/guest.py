@@ -64,8 +64,8 @@ class GuestSpec:
 
     ``kernel`` is "debian" (the image's own), or the path of a bzImage with virtio_blk and ext4 built in, or
     with ``initrd`` given. ``memory_mib`` is shared evenly by the NUMA nodes. ``kvm`` None means: where a
-    probe boot proves that it works. ``counted``: emulated, with a clock that counts instructions; not for
-    several busy CPUs, which QEMU 7.2 then runs by turns of up to seconds.
+    probe boot proves that it works. ``counted``: if it is emulated, its clock counts instructions; not for
+    delays beside several busy CPUs, which QEMU 7.2 then runs by turns of up to seconds.
     """
 
     name: str = "guest"
@@ -329,8 +329,9 @@ def _start(
     ``cleanup`` ends QEMU from its first moment, also when we are interrupted before we return.
     """
     kernel = _kernel(spec, image)
-    use_kvm = not spec.counted and (kvm.usable(image) if spec.kvm is None else spec.kvm)
-    machine = qemu.Machine(spec.cpus, spec.memory_mib, spec.numa_nodes, spec.disks, use_kvm, spec.counted)
+    use_kvm = kvm.usable(image) if spec.kvm is None else spec.kvm
+    counted = spec.counted and not use_kvm
+    machine = qemu.Machine(spec.cpus, spec.memory_mib, spec.numa_nodes, spec.disks, use_kvm, counted)
     files = qemu.Files(directory or cleanup.enter_context(_run_directory()))
     if serial_log:
         cleanup.callback(_keep, files.serial, serial_log)

@@ -36,8 +36,9 @@ def object_path(name: str) -> Path:
         return Path(directory) / f"{name}.bpf.o"
     # agent/src/zernel/bpf/object.py of a clone; a copy of the package alone may lie anywhere.
     around = Path(__file__).resolve().parents
-    cloned = around[4] / "bpf" if len(around) > 4 else PACKAGED_OBJECTS
-    return (PACKAGED_OBJECTS if PACKAGED_OBJECTS.is_dir() else cloned) / f"{name}.bpf.o"
+    if PACKAGED_OBJECTS.is_dir() or len(around) < 5:
+        return PACKAGED_OBJECTS / f"{name}.bpf.o"
+    return around[4] / "bpf" / f"{name}.bpf.o"
 
 
 def possible_cpus() -> int:

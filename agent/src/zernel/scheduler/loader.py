@@ -153,7 +153,9 @@ class LoadedScheduler:
         """
         _wait(lambda: kernel.state() == "enabled" or self.exit() is not None, _ENABLE_TIMEOUT_S)
         ended = self.exit()
-        if ended.stalled if ended is not None else kernel.state() == "enabled":
+        if ended is None and kernel.state() == "enabled":
+            return
+        if ended is not None and ended.stalled:
             return
         if ended is not None and ended.restart:
             raise _Superseded
