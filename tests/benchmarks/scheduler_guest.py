@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import statistics
 import subprocess
 import sys
 import time
@@ -57,9 +56,13 @@ print(best)
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """One run of training.c: see there. Times in milliseconds; ``hogs`` in rounds per second."""
+    """One run of training.c: see there. Times in milliseconds; ``hogs`` in rounds per second.
+
+    ``prompt_ms`` are the steps without what their threads slept too long.
+    """
 
     steps_ms: list[float]
+    prompt_ms: list[float]
     waits_ms: list[float]
     cpu: float
     hogs: float
@@ -99,9 +102,9 @@ class Bench:
         settings = [f"{key}={value}" for key, value in environment.items()]
         return self.guest.run(shlex.join(["env", *settings, *words]), timeout=timeout).stdout
 
-    def training(self, sync_us: int, **settings: object) -> Loop:
-        """Run the training loop, whose waits for the GPU sleep that long."""
-        report = json.loads(self.program("training", *training_words(**settings), STUB_CUDA_SYNC_US=sync_us))
+    def training(self, **settings: object) -> Loop:
+        """Run the training loop: the arguments are those of training.c."""
+        report = json.loads(self.program("training", *training_words(**settings)))
         if self.ours() and not self.metrics().get(_LAUNCHED):
             # Something else would be measured than what the figure says.
             raise RuntimeError("no thread was taken for one that launches GPU work")
@@ -161,15 +164,12 @@ def training_words(**settings: object) -> list[str]:
 
 def loop(report: Mapping[str, Any]) -> Loop:
     """Return what training.c printed."""
-    steps, waits = ([value / 1000 for value in report[name]] for name in ("steps_us", "waits_us"))
+    names = ("steps_us", "late_us", "waits_us")
+    steps, late, waits = ([value / 1000 for value in report[name]] for name in names)
     if not steps:
         raise RuntimeError("the training loop did not finish a step")
-    return Loop(steps, waits, float(report["cpu"]), float(report["hogs"]))
-
-
-def step_ms(run: Loop) -> float:
-    """Return how long a step took in the mean: what training's speed comes from."""
-    return statistics.fmean(run.steps_ms)
+    prompt = [step - slept for step, slept in zip(steps, late, strict=True)]
+    return Loop(steps, prompt, waits, float(report["cpu"]), float(report["hogs"]))
 
 
 def scrape(port: int) -> dict[str, float]:

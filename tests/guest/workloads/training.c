@@ -3,7 +3,8 @@
  * A synthetic training loop, with CPU hogs beside it if asked for: training NAME=VALUE...
  *
  *   seconds=N       how long to measure (10), after a second that warms up
- *   cuda=PATH       the stub libcuda, whose waits sleep for STUB_CUDA_SYNC_US microseconds
+ *   cuda=PATH       the stub libcuda
+ *   sync_us=N       how long each wait for its GPU sleeps (1000)
  *   nccl=PATH       the stub libnccl; without it there is no collective
  *   hogs=N          processes that only compute (0)
  *   loaders=N       threads that read the data set and decode it (0; then no step waits for data)
@@ -12,9 +13,13 @@
  *   launch_us=N     CPU time that preparing one launch takes (100)
  *   optimizer_us=N  CPU time of the optimizer at the end of a step (0: there is none)
  *
- * Prints as JSON, all in microseconds: how long each step took, and how long the launching thread was ready
- * but did not run after each wait for the GPU, as the kernel accounts for it. Then what part of a CPU the
- * loop used, and the rounds that the hogs made per second.
+ * Prints as JSON, all in microseconds: how long each step took; for how much of that the launching thread, or
+ * that of the collective, slept on when its time was up, and was not ready to run; and how long the launching
+ * thread was ready but did not run after each wait for the GPU, as the kernel accounts for it. Then what part
+ * of a CPU the loop used, and the rounds that the hogs made per second.
+ *
+ * Timers are late where an emulator runs all CPUs in turns on one thread, and the more the busier they are,
+ * whatever the scheduler: hence the sleeps that were too long.
  *
  * What computes does so for a time on the CPU, not for an amount of work: in an emulated guest two busy CPUs
  * are each half as fast as one, which no scheduler can help. What hogs do is counted as work.
@@ -44,8 +49,8 @@ enum {
 	READS = 4,	       /* samples of a micro-batch */
 	DATA_READS = (16 << 20) / READ_BYTES,
 	LOAD_US = 2000, /* CPU time of a micro-batch: reading it, and decoding for the rest */
-	QUEUE = 4, /* batches that are kept ready */
-	HOPS = 4,  /* of a collective: a message, and what its arrival costs */
+	QUEUE = 4,	/* batches that are kept ready */
+	HOPS = 4,	/* of a collective: a message, and what its arrival costs */
 	HOP_US = 500,
 	HOP_CPU_US = 100,
 	WARM_UP_US = 1000000,
@@ -53,9 +58,9 @@ enum {
 };
 
 static struct {
-	long seconds, hogs, loaders, batches, launch_us, optimizer_us;
+	long seconds, hogs, loaders, batches, launch_us, optimizer_us, sync_us;
 	const char *cuda, *nccl, *data;
-} wanted = {.seconds = 10, .batches = 1, .launch_us = 100};
+} wanted = {.seconds = 10, .batches = 1, .launch_us = 100, .sync_us = 1000};
 
 static void fail(const char *what)
 {
@@ -82,6 +87,42 @@ static void compute_until(int64_t end)
 static void compute(long us)
 {
 	compute_until(clock_us(CLOCK_THREAD_CPUTIME_ID) + us);
+}
+
+/* ---- What became of a thread's time ---- */
+
+static __thread int account; /* this thread's schedstat */
+
+static void open_account(void)
+{
+	account = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+	if (account < 0)
+		fail("schedstat");
+}
+
+struct moment {
+	int64_t at, ran, waited; /* us; what this thread did so far: waited is ready, but not running */
+};
+
+static struct moment moment(void)
+{
+	struct moment now = {.at = clock_us(CLOCK_MONOTONIC), .ran = clock_us(CLOCK_THREAD_CPUTIME_ID)};
+	char text[100] = "";
+	long long ran, waited = 0;
+
+	/* What it says of running is as of the last tick. */
+	if (pread(account, text, sizeof(text) - 1, 0) < 0 || sscanf(text, "%lld %lld", &ran, &waited) != 2)
+		fail("schedstat");
+	now.waited = waited / 1000;
+	return now;
+}
+
+/* For how much longer than it asked for did this thread sleep? */
+static int64_t overslept_us(struct moment before, struct moment after, long asked_us)
+{
+	int64_t slept = after.at - before.at - (after.ran - before.ran) - (after.waited - before.waited);
+
+	return slept > asked_us ? slept - asked_us : 0;
 }
 
 /* ---- Hogs ---- */
@@ -141,8 +182,11 @@ static void open_gpu(void)
 	void *nccl = wanted.nccl ? dlopen(wanted.nccl, RTLD_NOW) : NULL;
 	int (*init)(unsigned) = function(cuda, "cuInit");
 	int (*create)(void **, unsigned, int) = function(cuda, "cuCtxCreate_v2");
+	char wait[20];
 	void *context;
 
+	snprintf(wait, sizeof(wait), "%ld", wanted.sync_us);
+	setenv("STUB_CUDA_SYNC_US", wait, 1);
 	if (init(0) || create(&context, 0, 0)) {
 		fprintf(stderr, "the stub libcuda does not work\n");
 		exit(1);
@@ -203,17 +247,22 @@ static void take_batch(void)
 
 static pthread_cond_t reduced = PTHREAD_COND_INITIALIZER;
 static int reducing;
+static int64_t late_us; /* of this step; by the one thread that the other waits for */
 
 static void *proxy(void *argument)
 {
 	(void)argument;
+	open_account();
 	pthread_mutex_lock(&lock);
 	for (;;) {
 		while (!reducing)
 			pthread_cond_wait(&reduced, &lock);
 		pthread_mutex_unlock(&lock);
 		for (int n = 0; n < HOPS; n++) {
+			struct moment before = moment();
+
 			usleep(HOP_US);
+			late_us += overslept_us(before, moment(), HOP_US);
 			compute(HOP_CPU_US);
 		}
 		pthread_mutex_lock(&lock);
@@ -238,19 +287,8 @@ static void collective(void)
 
 /* ---- A step ---- */
 
-static uint32_t step_us[MAX_STEPS], wait_us[MAX_WAITS];
-static int steps, waits, account;
-
-/* How long this thread was ready but did not run, so far. */
-static int64_t waited_ns(void)
-{
-	char text[100] = "";
-	long long ran, waited = 0;
-
-	if (pread(account, text, sizeof(text) - 1, 0) < 0 || sscanf(text, "%lld %lld", &ran, &waited) != 2)
-		fail("schedstat");
-	return waited;
-}
+static uint32_t step_us[MAX_STEPS], step_late_us[MAX_STEPS], wait_us[MAX_WAITS];
+static int steps, waits;
 
 static void launch(void)
 {
@@ -260,17 +298,20 @@ static void launch(void)
 
 static void wait_for_gpu(void)
 {
-	int64_t before = waited_ns();
+	struct moment before = moment(), after;
 
 	synchronize(NULL);
+	after = moment();
+	late_us += overslept_us(before, after, wanted.sync_us);
 	if (waits < MAX_WAITS)
-		wait_us[waits++] = (uint32_t)((waited_ns() - before) / 1000);
+		wait_us[waits++] = (uint32_t)(after.waited - before.waited);
 }
 
 static void step(void)
 {
 	int64_t began = clock_us(CLOCK_MONOTONIC);
 
+	late_us = 0;
 	for (long n = 0; n < wanted.batches; n++) {
 		take_batch();
 		launch();
@@ -284,8 +325,10 @@ static void step(void)
 		launch();
 		wait_for_gpu();
 	}
-	if (steps < MAX_STEPS)
+	if (steps < MAX_STEPS) {
+		step_late_us[steps] = (uint32_t)late_us;
 		step_us[steps++] = (uint32_t)(clock_us(CLOCK_MONOTONIC) - began);
+	}
 }
 
 static int64_t step_until(int64_t end)
@@ -316,8 +359,8 @@ static void read_arguments(int argc, char **argv)
 		{"seconds", &wanted.seconds, NULL},	{"hogs", &wanted.hogs, NULL},
 		{"loaders", &wanted.loaders, NULL},	{"batches", &wanted.batches, NULL},
 		{"launch_us", &wanted.launch_us, NULL}, {"optimizer_us", &wanted.optimizer_us, NULL},
-		{"cuda", NULL, &wanted.cuda},		{"nccl", NULL, &wanted.nccl},
-		{"data", NULL, &wanted.data},
+		{"sync_us", &wanted.sync_us, NULL},	{"cuda", NULL, &wanted.cuda},
+		{"nccl", NULL, &wanted.nccl},		{"data", NULL, &wanted.data},
 	};
 
 	for (int i = 1; i < argc; i++) {
@@ -351,9 +394,7 @@ int main(int argc, char **argv)
 	read_arguments(argc, argv);
 	start_hogs(); /* before there are threads */
 	open_gpu();
-	account = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
-	if (account < 0)
-		fail("schedstat");
+	open_account();
 	for (long n = 0; n < wanted.loaders; n++)
 		pthread_create(&thread, NULL, loader, (void *)(uintptr_t)(n + 1));
 	if (all_reduce)
@@ -366,6 +407,7 @@ int main(int argc, char **argv)
 	hogs = hog_rounds() - hogs;
 	printf("{");
 	print("steps_us", step_us, steps);
+	print("late_us", step_late_us, steps);
 	print("waits_us", wait_us, waits);
 	printf("\"cpu\": %.3f, \"hogs\": %.1f}\n", (double)cpu / (double)took,
 	       (double)hogs * 1e6 / (double)took);
