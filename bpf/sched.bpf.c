@@ -52,15 +52,17 @@ static __always_inline void call_cpu(struct task *t, s32 cpu, struct cpu *here, 
 	const struct policy *policy = policy_of(t);
 	struct wish wish = {
 		.now = now,
-		.priority = policy->priority,
+		.priority = waking_priority(policy),
 		.any_rate = policy->preemption == PREEMPT_LOW_LATENCY,
 	};
 
-	if (!t->woke_at || policy->preemption < PREEMPT_AGGRESSIVE || !may_preempt(here, &wish)) {
+	if (!t->woke_at || !may_preempt(here, &wish)) {
+		if (wish.denied)
+			count(preempt_denied);
 		scx_bpf_kick_cpu(cpu, scx_kick_idle);
 		return;
 	}
-	note_preemption(here, now);
+	note_preemption(here, &wish);
 	here->bound_first = true;
 	scx_bpf_kick_cpu(cpu, scx_kick_preempt);
 }
@@ -71,18 +73,22 @@ static __always_inline void call_cpu(struct task *t, s32 cpu, struct cpu *here, 
  * task.
  */
 static __always_inline void call_node(struct task_struct *p, struct task *t, s32 cpu, struct cpu *here,
-				      u32 node, u32 slot)
+				      u32 node, u32 slot, u64 now)
 {
+	const struct policy *policy = policy_of(t);
+	struct wish wish = {.now = now, .priority = waking_priority(policy)};
 	s32 idle = pick_idle(p, cpu, here, node);
 
-	if (idle >= 0)
+	if (idle >= 0) {
 		scx_bpf_kick_cpu(idle, scx_kick_idle);
-	else if (!t->woke_at)
+	} else if (!t->woke_at) {
 		return;
-	else if (policy_of(t)->preemption >= PREEMPT_AGGRESSIVE)
+	} else if (policy->preemption >= PREEMPT_AGGRESSIVE) {
 		preempt_for(p, t, cpu, node, slot == t->tenant && is_over_share(slot));
-	else if (here->priority == PRIORITY_YIELDS)
+	} else if (may_preempt(here, &wish)) {
+		note_preemption(here, &wish);
 		scx_bpf_kick_cpu(cpu, scx_kick_preempt);
+	}
 }
 
 SEC("struct_ops/zernel_enqueue")
@@ -122,7 +128,7 @@ void BPF_PROG(zernel_enqueue, struct task_struct *p, u64 enq_flags)
 	slot = slot_for(t, here, now);
 	node = settings.numa ? preferred_node(p, t, here->node) : 0;
 	enqueue_node(p, t, node, slot, enq_flags, now);
-	call_node(p, t, cpu, here, node, slot);
+	call_node(p, t, cpu, here, node, slot, now);
 }
 
 /*
@@ -135,6 +141,9 @@ static __always_inline bool serve(s32 cpu, struct cpu *here, const struct candid
 	struct view view = {};
 	bool found, in_budget;
 
+	/* What waits since other nodes had queues: no CPU is at home there any more. */
+	if (!settings.numa && steal(home(here), false))
+		return true;
 	look(home(here), now, &view);
 	advance_tenant_clock(now);
 	/* The running task's tenant wants the CPU too, though none of its tasks may wait. */
@@ -185,7 +194,9 @@ void BPF_PROG(zernel_dispatch, s32 cpu, struct task_struct *prev)
 		t = task_of(prev);
 		if (t) {
 			charge_run(prev, t, here, now);
+			find_tenant(prev, t);
 			note_slice(prev, t, now);
+			note_runner(here, t);
 			send_activity(prev, t, cpu, now);
 			running.there = true;
 			running.bound = is_bound(prev);
@@ -224,8 +235,7 @@ void BPF_PROG(zernel_running, struct task_struct *p)
 	note_wait(t, now);
 	note_delay(t, now);
 	t->exec_at_start = p->se.sum_exec_runtime;
-	here->tenant = t->tenant;
-	here->priority = running_priority(t);
+	note_runner(here, t);
 	/* One that found an idle CPU competed with nobody: its time tells nothing of those that wait. */
 	if (waited_in == WAITS_IN_CPU) {
 		clock_advance(&here->bound.clock, t->vtime, now);

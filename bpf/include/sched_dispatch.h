@@ -206,11 +206,12 @@ struct steal {
 static long steal_from(u32 i, struct steal *steal)
 {
 	u32 other = steal->own + i + 1 < nr_nodes ? steal->own + i + 1 : steal->own + i + 1 - nr_nodes;
+	struct node *node = node_of(other);
 	struct view view = {};
 
-	look(other, steal->now, &view);
-	if (!view.waiting)
+	if (!node || !node->waiting)
 		return 0;
+	look(other, steal->now, &view);
 	if (steal->busy && (!view.any || scx_bpf_dsq_nr_queued(NODE_QUEUE(other, view.tenant)) < 2))
 		return 0;
 	if (!(view.any && take(other, view.tenant)) && !take_any(other, ALL_SLOTS))

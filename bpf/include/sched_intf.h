@@ -31,10 +31,11 @@ enum policy_row {
 };
 
 enum preemption {
-	PREEMPT_STANDARD,   /* waits its turn */
-	PREEMPT_YIELD,	    /* goes behind all others once it has used a slice up; may be preempted by any */
-	PREEMPT_AGGRESSIVE, /* takes a CPU from a lower priority when it wakes, as often as the rate allows */
-	PREEMPT_PREEMPTIVE, /* the same, and waits in the latency queue */
+	PREEMPT_STANDARD,    /* waits its turn */
+	PREEMPT_YIELD,	     /* goes behind all others once it has used a slice up; may be preempted by any */
+	PREEMPT_AGGRESSIVE,  /* takes a CPU from a lower priority when it wakes, as often as the rate allows;
+				waits in the latency queue while half of that's part is left */
+	PREEMPT_PREEMPTIVE,  /* the same, with the whole part */
 	PREEMPT_LOW_LATENCY, /* the same, at any rate */
 };
 
@@ -83,8 +84,8 @@ struct settings {
 	u32 numa;
 	/* Whether there are tenants besides the default one: if 0, no task's cgroup is looked at. */
 	u32 tenants;
-	/* A CPU notes waits in tenant_use.longest_wait_ns[epoch & 1], which it first clears when this
-	 * changes. */
+	/* A CPU notes waits in tenant_use.longest_wait_ns[epoch & 1], which it clears first when this
+	 * changed. */
 	u32 epoch;
 	/* Raised when hints change; and how long a hint holds after it was written. */
 	u32 hint_generation;
@@ -162,7 +163,7 @@ struct tenant_use {
 	u64 run_ns;
 	u64 wait_ns; /* ready, but not running */
 	u64 longest_wait_ns[2];
-	u32 epoch; /* when the present one of the two began to be noted */
+	u32 epochs[2]; /* those in which these two were noted */
 };
 
 /* Why the kernel ended this scheduler. `kind` is written last: not 0 means that the rest is there. */
@@ -194,7 +195,7 @@ struct task {
 	enum policy_row policy; /* that holds for it */
 	u32 futexes;		/* waits for a futex that it began since it woke */
 	bool io_sleep;		/* does it sleep because of storage? */
-	bool used_up;		/* did it use its last slice up? */
+	bool used_up;		/* did it run for a slice since it woke? */
 	bool urgent;		/* was it taken from the latency queue? */
 	u64 no_gpu_until;	/* until when it is not looked up whether probes saw it use a GPU */
 	u64 hint_until;		/* when its process's hint becomes too old; 0: there is none */

@@ -9,22 +9,37 @@
 
 #define PRIORITY_YIELDS -127 /* of one whose task makes way for any other */
 
-/* What to note of a CPU as the task begins to run there. */
-static __always_inline s32 running_priority(const struct task *t)
+/* Note at the CPU what runs there: as that begins, and as it goes on as something else perhaps. */
+static __always_inline void note_runner(struct cpu *here, const struct task *t)
 {
 	const struct policy *policy = policy_of(t);
 
-	return policy->preemption == PREEMPT_YIELD ? PRIORITY_YIELDS : policy->priority;
+	here->tenant = t->tenant;
+	here->priority = policy->preemption == PREEMPT_YIELD ? PRIORITY_YIELDS : policy->priority;
 }
 
 struct wish {
 	u64 now;
 	s32 priority;
 	u32 tenant;
-	bool any_rate;	 /* the rate does not hold for it */
+	bool any_rate;	 /* the rate does not hold for it, nor does it use it up */
 	bool own_tenant; /* only from tasks of its own tenant */
 	bool denied;
 };
+
+/* What a task that wakes may take a CPU from: lower priorities, if that is its policy; else those that yield.
+ */
+static __always_inline s32 waking_priority(const struct policy *policy)
+{
+	if (policy->preemption >= PREEMPT_AGGRESSIVE)
+		return policy->priority;
+	return policy->preemption == PREEMPT_YIELD ? PRIORITY_YIELDS : PRIORITY_YIELDS + 1;
+}
+
+static __always_inline bool is_free(const struct cpu *cpu, const struct wish *wish)
+{
+	return wish->any_rate || cpu->priority == PRIORITY_YIELDS;
+}
 
 /* May the task that the wish is for take this CPU from the one that runs there? */
 static __always_inline bool may_preempt(const struct cpu *cpu, struct wish *wish)
@@ -33,7 +48,7 @@ static __always_inline bool may_preempt(const struct cpu *cpu, struct wish *wish
 
 	if (cpu->priority >= wish->priority || (wish->own_tenant && cpu->tenant != wish->tenant))
 		return false;
-	if (wish->any_rate)
+	if (is_free(cpu, wish))
 		return true;
 	period = settings.preemptions_per_s ? 1000 * NSEC_PER_MSEC / settings.preemptions_per_s : 0;
 	if (period && !before(wish->now + (PREEMPTIONS_AT_ONCE - 1) * period, cpu->next_preemption))
@@ -43,11 +58,11 @@ static __always_inline bool may_preempt(const struct cpu *cpu, struct wish *wish
 }
 
 /* The CPU is taken: by the rate, that puts the next time off. */
-static __always_inline void note_preemption(struct cpu *cpu, u64 now)
+static __always_inline void note_preemption(struct cpu *cpu, const struct wish *wish)
 {
-	u64 from = before(cpu->next_preemption, now) ? now : cpu->next_preemption;
+	u64 from = before(cpu->next_preemption, wish->now) ? wish->now : cpu->next_preemption;
 
-	if (settings.preemptions_per_s)
+	if (!is_free(cpu, wish) && settings.preemptions_per_s)
 		cpu->next_preemption = from + 1000 * NSEC_PER_MSEC / settings.preemptions_per_s;
 	count(preempted);
 }
@@ -73,7 +88,7 @@ static long try_cpu(u32 i, struct hunt *hunt)
 	if (!cpu || home(cpu) != hunt->node || !bpf_cpumask_test_cpu(number, hunt->p->cpus_ptr) ||
 	    !may_preempt(cpu, &hunt->wish))
 		return 0;
-	note_preemption(cpu, hunt->wish.now);
+	note_preemption(cpu, &hunt->wish);
 	hunt->found = number;
 	return 1;
 }

@@ -63,8 +63,7 @@ static __always_inline u32 slot_for(const struct task *t, const struct cpu *cpu,
 
 	if (policy->preemption == PREEMPT_YIELD && t->used_up)
 		return LOW_SLOT;
-	if (t->woke_at && policy->preemption >= PREEMPT_PREEMPTIVE && policy->latency_target_ns &&
-	    !is_over_share(t->tenant) && may_serve_urgent(cpu, now))
+	if (t->woke_at && may_be_urgent(policy, cpu, now) && !is_over_share(t->tenant))
 		return LATENCY_SLOT;
 	return t->tenant;
 }

@@ -138,7 +138,9 @@ static __always_inline void note_wake(struct task_struct *p, struct task *t, u64
 /* The task ends a slice, or is asked to make way, and could go on. */
 static __always_inline void note_slice(struct task_struct *p, struct task *t, u64 now)
 {
-	t->used_up = true;
+	t->used_up = t->burst_ns >= settings.slice_ns;
+	/* Its turn from the latency queue was one slice long. */
+	t->urgent = false;
 	if (find_hint(p, t, now))
 		choose_policy(t);
 	if (t->role != ROLE_OTHER && t->burst_ns > 2 * settings.short_burst_ns)

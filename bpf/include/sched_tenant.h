@@ -202,20 +202,12 @@ static __always_inline bool is_over_share(u32 index)
 	return before(tenant_clock.vtime + slack, tenant_time(index));
 }
 
-static __always_inline struct tenant_use *use_of(u32 index)
-{
-	struct tenant_use *use = bpf_map_lookup_elem(&tenant_use, &index);
-
-	if (use && use->epoch != settings.epoch) {
-		use->longest_wait_ns[settings.epoch & 1] = 0;
-		use->epoch = settings.epoch;
-	}
-	return use;
-}
-
 /* ---- The latency queue's part of a CPU ---- */
 
 #define URGENT_BUCKET_NS (10 * NSEC_PER_MSEC) /* how much it may get at once */
+/* More than that is not held against it: at 1%, the least but none at all, it wears off in 10 s. */
+#define URGENT_MAX_NS	    (10 * URGENT_BUCKET_NS)
+#define URGENT_FORGOTTEN_NS (1000 * URGENT_MAX_NS)
 
 /* What the latency queue got beyond its part of this CPU; that wears off as time passes. */
 static __always_inline u64 urgent_excess(const struct cpu *cpu, u64 now)
@@ -225,8 +217,8 @@ static __always_inline u64 urgent_excess(const struct cpu *cpu, u64 now)
 
 	if (since < 0)
 		since = 0;
-	if (since > 1000 * (s64)NSEC_PER_MSEC)
-		since = 1000 * NSEC_PER_MSEC;
+	if (since > (s64)URGENT_FORGOTTEN_NS)
+		since = URGENT_FORGOTTEN_NS;
 	earned = since * settings.latency_budget_permille / 1000;
 	return cpu->urgent_ns > earned ? cpu->urgent_ns - earned : 0;
 }
@@ -234,6 +226,15 @@ static __always_inline u64 urgent_excess(const struct cpu *cpu, u64 now)
 static __always_inline bool may_serve_urgent(const struct cpu *cpu, u64 now)
 {
 	return urgent_excess(cpu, now) < URGENT_BUCKET_NS;
+}
+
+/* May a task of that policy wait there? Aggressive ones, which load data, leave half of it to the others. */
+static __always_inline bool may_be_urgent(const struct policy *policy, const struct cpu *cpu, u64 now)
+{
+	u64 most = policy->preemption == PREEMPT_AGGRESSIVE ? URGENT_BUCKET_NS / 2 : URGENT_BUCKET_NS;
+
+	return policy->preemption >= PREEMPT_AGGRESSIVE && policy->latency_target_ns &&
+	       urgent_excess(cpu, now) < most;
 }
 
 /* ---- What is noted as a task runs ---- */
@@ -244,7 +245,7 @@ static __always_inline void charge_run(struct task_struct *p, struct task *t, st
 	u64 received = p->se.sum_exec_runtime;
 	u64 ran = received - t->exec_at_start;
 	struct tenant *tenant = tenant_at(t->tenant);
-	struct tenant_use *use = use_of(t->tenant);
+	struct tenant_use *use = bpf_map_lookup_elem(&tenant_use, &t->tenant);
 
 	t->exec_at_start = received;
 	t->vtime += charge(p, ran);
@@ -252,6 +253,8 @@ static __always_inline void charge_run(struct task_struct *p, struct task *t, st
 	t->unsent.run_ns += ran;
 	if (t->urgent) {
 		here->urgent_ns = urgent_excess(here, now) + ran;
+		if (here->urgent_ns > URGENT_MAX_NS)
+			here->urgent_ns = URGENT_MAX_NS;
 		here->urgent_at = now;
 	}
 	__sync_fetch_and_add(&tenant->vtime, ran * WEIGHT_NEUTRAL / weight_of(t->tenant));
@@ -262,17 +265,20 @@ static __always_inline void charge_run(struct task_struct *p, struct task *t, st
 /* Note how long the task waited for the CPU that it has now. */
 static __always_inline void note_wait(struct task *t, u64 now)
 {
-	struct tenant_use *use = use_of(t->tenant);
+	struct tenant_use *use = bpf_map_lookup_elem(&tenant_use, &t->tenant);
 	s64 waited = now - t->ready_at;
-	u64 *longest;
+	u32 epoch = settings.epoch, slot = epoch & 1;
 
-	if (t->ready_at && waited > 0)
+	if (t->ready_at && waited > 0) {
 		t->unsent.wait_ns += waited;
-	if (use && t->ready_at && waited > 0) {
-		use->wait_ns += waited;
-		longest = &use->longest_wait_ns[use->epoch & 1];
-		if ((u64)waited > *longest)
-			*longest = waited;
+		if (use) {
+			use->wait_ns += waited;
+			if (use->epochs[slot] != epoch)
+				use->longest_wait_ns[slot] = 0;
+			use->epochs[slot] = epoch;
+			if ((u64)waited > use->longest_wait_ns[slot])
+				use->longest_wait_ns[slot] = waited;
+		}
 	}
 	t->ready_at = 0;
 }

@@ -8,6 +8,7 @@ may be emulated, on a machine that does other things.
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from scheduler_host import SETTINGS, Host
@@ -106,6 +107,33 @@ def test_without_numa_all_cpus_share_a_queue(host: Host) -> None:
     assert metrics["zernel_scheduler_decisions_total"] > 0
     assert metrics["zernel_scheduler_steals_total"] == 0
     assert metrics["zernel_scheduler_idle_remote_total"] == 0
+
+
+def test_switching_numa_off_strands_nobody(host: Host) -> None:
+    """What waits at a node whose queues nobody serves any more."""
+    procs = "/sys/fs/cgroup/system.slice/test-hogs.service/cgroup.procs"
+
+    def ran() -> dict[str, int]:
+        show = f"for pid in $(cat {procs}); do echo $pid $(cut -d' ' -f1 /proc/$pid/schedstat); done"
+        pairs = (line.split() for line in host.guest.run(show).stdout.splitlines())
+        return {pid: int(nanoseconds) for pid, nanoseconds in pairs}
+
+    hogs = "for hog in $(seq 12); do sh -c 'while :; do :; done' & done; exec sleep infinity"
+    host.start()
+    host.guest.run(["systemd-run", "--quiet", "--collect", "--unit=test-hogs", "sh", "-c", hogs])
+    try:
+        time.sleep(2)
+        host.settings("[numa]\nenabled = false\n")
+        host.guest.run("systemctl reload zernel-scheduler")
+        before = ran()
+        time.sleep(5)
+        after = ran()
+    finally:
+        host.guest.run("systemctl stop test-hogs")
+    assert len(before) == 13
+    assert sum(after[pid] > was for pid, was in before.items()) == 12  # all but sleep
+    assert host.state() == "enabled"
+    assert host.metrics()["zernel_scheduler_loads_total"] == 1
 
 
 def test_a_cpu_that_goes_and_comes_back_loads_it_again(host: Host) -> None:

@@ -15,6 +15,8 @@ import pytest
 from scheduler_host import HERE, Host
 
 from bpf_build import build_object
+from zernel.config import parse
+from zernel.scheduler.config import Config
 
 pytestmark = pytest.mark.quiet
 
@@ -35,6 +37,8 @@ BASE: dict[str, dict[str, object]] = {
     "safety": {"starvation_bound_ms": 5000, "hint_lifetime_ms": 60_000},
     **{f"policy.{row}": dict(FLAT) for row in (*PHASES, *ROLES)},
 }
+
+SHIPPED = parse(Config, "").policy
 
 URGENT = {"priority": 10, "preemption": "preemptive", "latency_target_us": 100}
 """A row: takes a CPU from the hogs."""
@@ -81,18 +85,22 @@ def probe(host: Host, tmp_path: Path) -> str:
 
 def test_each_key_of_each_row_of_the_policy_table_acts(host: Host, probe: str) -> None:
     """For each row: how long a thread of it waits, with one key after the other flipped."""
-    behind = {"priority": -10, "preemption": "preemptive", "latency_target_us": 0}
     rows = [*PHASES, *ROLES]
-    rounds = [
-        plan(row, row=values)
-        for row in rows
-        for values in (
-            behind,
-            behind | {"priority": 10},
-            behind | {"priority": 10, "preemption": "standard"},
-            behind | {"latency_target_us": 100},
-        )
-    ]
+    rounds = []
+    for row in rows:
+        # A target acts with the preemption that it is shipped with.
+        shipped = getattr(SHIPPED, row)
+        preemption = shipped.preemption if shipped.latency_target_us else "preemptive"
+        behind = {"priority": -10, "preemption": preemption, "latency_target_us": 0}
+        rounds += [
+            plan(row, row=values)
+            for values in (
+                behind,
+                behind | {"priority": 10},
+                behind | {"priority": 10, "preemption": "standard"},
+                behind | {"latency_target_us": 100},
+            )
+        ]
     said = iter(effects(host, *rounds, probe=probe))
     wrong = {}
     for row in rows:
@@ -147,6 +155,25 @@ def test_the_rate_of_preemptions_holds(host: Host) -> None:
     assert never["counters"]["preempt_denied"] > 20
     assert never["wait_ms"] > 3 * often["wait_ms"], (never, often)
     assert never["wait_ms"] > 3 * always["wait_ms"], (never, always)
+
+
+def test_threads_of_low_latency_leave_the_rate_to_others(host: Host) -> None:
+    rate = {"preemptions_per_ms": 0.1}
+    _, after = effects(
+        host,
+        plan(row=URGENT | {"preemption": "low_latency"}, scheduler=rate),
+        plan(row=URGENT, scheduler=rate),
+    )
+    assert after["counters"]["preempted"] > 20, after
+
+
+def test_whoever_wakes_takes_the_cpu_of_a_thread_that_yields(host: Host) -> None:
+    never = {"preemptions_per_ms": 0}
+    others = {"preemption": "yield"}
+    kept, left = effects(host, plan(scheduler=never), plan(scheduler=never, **{"policy.gpu_compute": others}))
+    assert kept["counters"]["preempted"] == 0, kept
+    assert left["counters"]["preempted"] > 20, left
+    assert kept["wait_ms"] > 3 * left["wait_ms"], (kept, left)
 
 
 def test_the_latency_budget_bounds_what_urgent_threads_take(host: Host) -> None:

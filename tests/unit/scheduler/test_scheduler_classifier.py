@@ -76,6 +76,7 @@ def test_a_gpu_process_that_does_not_run_is_in_gpu_compute(host: Host) -> None:
     host.gpus({7: {0}}, {7: 95.0})
     host.evaluate(times=3)
     assert host.phase(7) is Phase.GPU_COMPUTE
+    assert host.maps.hints[7].phase is Phase.GPU_COMPUTE
     host.evaluate({7: activity(run_ns=50 * MS, burst_ns=50 * MS)}, times=3)
     assert host.phase(7) is Phase.UNKNOWN
 
@@ -113,6 +114,15 @@ def test_nccl_is_told_apart_where_it_is_switched_on(tmp_path: Path) -> None:
         host.evaluate({7: collective}, times=3)
         assert host.phase(7) is (Phase.NCCL_COLLECTIVE if enabled else Phase.UNKNOWN)
         assert (host.classifier.absent()["nccl_active"] is None) == enabled
+
+
+def test_nobody_is_put_behind_where_nothing_tells_which_thread_launches(host: Host) -> None:
+    host.maps.missing = Missing(libcuda="no probe is on it")
+    process(host.root, 7)
+    host.gpus({7: {0}}, {7: 95.0})
+    host.evaluate(times=3)
+    assert host.phase(7) is Phase.GPU_COMPUTE
+    assert host.maps.hints[7].phase is Phase.UNKNOWN
 
 
 @pytest.mark.parametrize("signal", ["libcuda", "libnccl", "futex", "nvml"])

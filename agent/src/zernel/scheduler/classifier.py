@@ -352,6 +352,9 @@ class Classifier:
     def _hint(self, process: Process) -> None:
         node, _ = self._node(process)
         phase = process.stability.phase
+        if phase is Phase.GPU_COMPUTE and self._probes.libcuda is not None:
+            # Nothing tells the thread apart that launches the GPU's work: so none is put behind.
+            phase = Phase.UNKNOWN
         hint = None
         if phase is not Phase.UNKNOWN or node is not None:
             hint = Hint(process.start_ticks, phase, node)

@@ -317,11 +317,18 @@ class SchedulerMaps:
     def tenant_use(self, tenants: Iterable[int] = range(MAX_TENANTS)) -> dict[int, Use]:
         """Return what each of these tenants got; those that never got anything are left out."""
         result = {}
+        epoch = self._settings_layout.integer(self._settings_now(), "epoch")
+        recent = (epoch, (epoch - 1) % (1 << 32))
         for index in tenants:
             cpus = self._use.lookup_percpu(index.to_bytes(4, "little")) or []
             run = sum(self._use_layout.integer(cpu, "run_ns") for cpu in cpus)
             wait = sum(self._use_layout.integer(cpu, "wait_ns") for cpu in cpus)
-            waits = (self._use_layout.integer(c, "longest_wait_ns", n, 8) for c in cpus for n in (0, 1))
+            waits = (
+                self._use_layout.integer(cpu, "longest_wait_ns", slot, 8)
+                for cpu in cpus
+                for slot in (0, 1)
+                if self._use_layout.integer(cpu, "epochs", slot, 4) in recent
+            )
             longest = max(waits, default=0)
             if run or wait:
                 result[index] = Use(run / 1e9, wait / 1e9, longest / 1e9)
@@ -384,10 +391,12 @@ class SchedulerMaps:
         values[_ROLES] = self._role_sets[bits]
         return Activity(*values)
 
+    def _settings_now(self) -> bytes:
+        return self._settings.lookup(_ONLY) or bytes(self._settings.value_size)
+
     def _raise(self, member: str) -> int:
         """Add 1 to one of the settings and return it."""
-        now = self._settings.lookup(_ONLY) or bytes(self._settings.value_size)
-        value = (self._settings_layout.integer(now, member) + 1) % (1 << 32)
+        value = (self._settings_layout.integer(self._settings_now(), member) + 1) % (1 << 32)
         self._change(**{member: value})
         return value
 
@@ -414,7 +423,7 @@ class SchedulerMaps:
         return value
 
     def _change(self, policies: Mapping[int, Policy] | None = None, /, **members: int) -> None:
-        data = bytearray(self._settings.lookup(_ONLY) or bytes(self._settings.value_size))
+        data = bytearray(self._settings_now())
         for name, value in members.items():
             self._settings_layout.put(data, name, value)
         for row, policy in (policies or {}).items():

@@ -86,7 +86,8 @@ class Scheduler:
     preemptions_per_ms: float = option(
         1.0,
         "How often in a millisecond a CPU may be taken from the thread that it runs, for one that wakes and "
-        "must run soon. More costs throughput; with 0 nobody is interrupted, low_latency phases excepted.",
+        "must run soon. More costs throughput. It does not hold for threads of low_latency phases, nor for "
+        "taking the CPU of a thread that yields.",
         minimum=0,
         maximum=10,
     )
@@ -155,14 +156,14 @@ class Row:
         "standard",
         "standard: waits for its turn. yield: once it has used a slice up, goes behind all others, and any "
         "task that wakes may take its CPU. aggressive: when it wakes, takes a CPU from one of lower "
-        "priority. preemptive: the same, through the latency queue. low_latency: the same, without a limit "
-        "on how often, and first of those that are due at the same time.",
+        "priority, and waits in the latency queue while half of latency_budget_percent is left. preemptive: "
+        "the same, while any of it is left. low_latency: the same, without a limit on how often.",
         choices=tuple(map(str, Preemption)),
     )
     latency_target_us: int = option(
         0,
         "How long after it woke it should run, in microseconds: its deadline in the latency queue. 0: it "
-        "does not enter that queue.",
+        "does not enter that queue, as those that are standard or yield never do.",
         minimum=0,
         maximum=100_000,
     )
