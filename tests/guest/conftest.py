@@ -22,6 +22,14 @@ def pytest_configure(config: pytest.Config) -> None:
     unwind_when_ended(lambda status: pytest.exit("ended by a signal", status))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep those of a file and a kernel on one of several workers: each boots guests of its own."""
+    for item in items:
+        kernel = item.callspec.params.get("any_host", "debian") if hasattr(item, "callspec") else "debian"
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{kernel}"))
+
+
 @pytest.fixture(scope="session")
 def guest_image() -> Image:
     """The guest image, built on first use (half a minute)."""

@@ -29,16 +29,3 @@ def test_a_thread_of_short_bursts_hardly_waits_next_to_hogs(any_kernel: Host) ->
     assert min(ours["p99"] / theirs["p99"] for theirs, ours in rounds) < 0.3, rounds
     # And the hogs still get the time that it leaves.
     assert max(ours["hogs"] / theirs["hogs"] for theirs, ours in rounds) > 0.8, rounds
-
-
-def test_a_thread_that_runs_long_is_not_preferred(any_kernel: Host) -> None:
-    cpus = int(any_kernel.guest.run("nproc").stdout)
-
-    def preemptions(*sleep_and_burst: int) -> float:
-        any_kernel.guest.run("systemctl restart zernel-scheduler")
-        any_kernel.workload("wakes", 6, 2 * cpus, *sleep_and_burst)
-        return any_kernel.metrics()["zernel_scheduler_preemptions_total"]
-
-    # Kernel threads and services preempt the hogs too, whatever the thread does.
-    others = preemptions(2000, 0)
-    assert preemptions(5, 0) - others > 3 * abs(preemptions(5, 20) - others)
