@@ -368,6 +368,15 @@ def test_status_names_real_time_threads_that_keep_cpus_busy(
     assert [(one["tid"], one["cpu"], one["part"]) for one in data["realtime"]] == [(8, 3, 1.0)]
 
 
+def test_status_shows_no_number_of_gpus_where_none_is_known(
+    host: FakeHost, daemon: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tenant,) = DAEMON["tenants"]
+    daemon["/status"] = (200, DAEMON | {"tenants": [tenant | {"gpus": None}]})
+    row = next(line for line in run(capsys, "status")[1].splitlines() if line.startswith("research"))
+    assert row.split()[:4] == ["research", "training", "-", "458"]
+
+
 def test_status_of_one_that_gave_up_says_so_first(
     host: FakeHost, daemon: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -379,3 +379,23 @@ def test_the_status_page_shows_gpus_and_tenants(host: Host) -> None:
         ("b", 0, "background"),
     ]
     assert "there is no cgroup" in page["tenants"][1]["absent"]
+    assert 'zernel_scheduler_tenant_gpus{tenant="a"} 1.0' in host.metrics()
+
+
+def test_gpus_that_nvml_does_not_tell_of_are_not_known_rather_than_none(host: Host) -> None:
+    host.nvml.answer = gpu.Reading(unavailable="no driver")
+    for _ in range(1000):
+        host.tick()
+        page = host.page("/status")[1]
+        if page["gpus"]["unavailable"] == "no driver":
+            break
+        threading.Event().wait(0.01)
+    assert page["gpus"]["unavailable"] == "no driver"
+    host.tick()  # tenants too are of this answer
+    page = host.page("/status")[1]
+    assert [(one["name"], one["gpus"]) for one in page["tenants"]] == [
+        ("default", None),
+        ("a", None),
+        ("b", None),
+    ]
+    assert "zernel_scheduler_tenant_gpus{" not in host.metrics()

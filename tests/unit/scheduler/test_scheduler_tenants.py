@@ -106,6 +106,18 @@ def test_switched_off_there_is_the_default_tenant_alone(host: Host) -> None:
     assert [(part.index, part.name) for part in parts] == [(0, "default")]
 
 
+@pytest.mark.parametrize("enabled", [False, True])
+def test_gpus_are_counted_with_and_without_tenants_and_unknown_where_nobody_tells(
+    host: Host, enabled: bool
+) -> None:
+    host.process(1, "/a")
+    tenants = host.tenants(MultiTenant(enabled=enabled), a=Tenant("/a"))
+    assert [part.gpus for part in tenants.parts({1: [0, 1]})] == ([0, 2] if enabled else [2])
+    unknown = tenants.parts(None)
+    assert {part.gpus for part in unknown} == {None}
+    assert {part.weight for part in unknown} == {100}
+
+
 def test_a_process_that_is_gone_holds_nothing(host: Host) -> None:
     assert host.tenants(a=Tenant("/a")).parts({77: [0]})[0].gpus == 0
     assert cgroup_of(77, host.root) is None

@@ -106,7 +106,7 @@ def _tenant_lines(tenants: list[dict[str, Any]]) -> list[str]:
             (
                 one["name"],
                 one["class"],
-                f"{one['gpus']:g}",
+                "-" if one["gpus"] is None else f"{one['gpus']:g}",
                 str(one["weight"]),
                 _percent(one["share_wanted"]),
                 _percent(one["share_received"]),

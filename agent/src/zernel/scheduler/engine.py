@@ -228,7 +228,8 @@ class Engine:
 
     def _set_tenants(self, of: Maps) -> None:
         before = {part.name: part.absent for part in self._parts}
-        self._parts = self._tenants.parts(self._watch.reading().holders)
+        reading = self._watch.reading()
+        self._parts = self._tenants.parts(reading.holders if reading.unavailable is None else None)
         for part in self._parts:
             if part.absent and part.absent != before.get(part.name):
                 log.warning("tenant '%s' has no tasks yet: %s", part.name, part.absent)

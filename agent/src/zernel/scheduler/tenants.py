@@ -22,9 +22,9 @@ _MAX_BYTES = 1 << 16  # of /proc/PID/cgroup: a path has at most 4096
 class Part:
     """One tenant as it is now.
 
-    ``gpus`` is the number of GPUs that its processes hold; one that several tenants hold is split. ``cgroup``
-    and ``cgroup_id`` (the inode of its directory) are None for the default tenant; without an id there is no
-    such cgroup now, and ``absent`` says so.
+    ``gpus`` is the number of GPUs that its processes hold, None where that is not known; one that several
+    tenants hold is split. ``cgroup`` and ``cgroup_id`` (the inode of its directory) are None for the default
+    tenant; without an id there is no such cgroup now, and ``absent`` says so.
     """
 
     index: int
@@ -33,7 +33,7 @@ class Part:
     cgroup_id: int | None
     priority_class: str
     priority: int
-    gpus: float
+    gpus: float | None
     weight: int
     absent: str | None = None
 
@@ -53,18 +53,17 @@ class Tenants:
         self._configured = dict(configured) if settings.enabled else {}
         self._root = root
 
-    def parts(self, holders: Mapping[int, Iterable[int]]) -> list[Part]:
+    def parts(self, holders: Mapping[int, Iterable[int]] | None) -> list[Part]:
         """Return the tenants, the default one first.
 
-        :param holders: pid → indices of the GPUs that it holds.
+        :param holders: pid → indices of the GPUs that it holds; None where that is not known.
         """
-        gpus = self._gpus(holders) if self._configured else {}
+        gpus = None if holders is None else self._gpus(holders)
         own = OWN_CLASS
-        parts = [self._part(0, DEFAULT, None, None, own, 0, gpus.get(0, 0.0))]
+        parts = [self._part(0, DEFAULT, None, None, own, 0, gpus)]
         for index, (name, tenant) in enumerate(self._configured.items(), start=1):
-            held = gpus.get(index, 0.0)
             inode = self._inode(tenant.cgroup)
-            parts.append(self._part(index, name, tenant.cgroup, inode, tenant.class_, tenant.weight, held))
+            parts.append(self._part(index, name, tenant.cgroup, inode, tenant.class_, tenant.weight, gpus))
         return parts
 
     def index_of(self, cgroup: str) -> int:
@@ -89,18 +88,19 @@ class Tenants:
         inode: int | None,
         class_: str,
         fixed: int,
-        gpus: float,
+        gpus: Mapping[int, float] | None,
     ) -> Part:
+        held = None if gpus is None else gpus.get(index, 0.0)
         default = self._settings.default_priority_class
         priority = class_priority(class_, default, self._classes)
         # The default tenant's weight is a floor for what runs beside the jobs, whatever GPUs it uses.
-        by_gpus = gpus * self._settings.weight_per_gpu if index else 0
+        by_gpus = (held or 0) * self._settings.weight_per_gpu if index else 0
         weight = scaled(fixed or by_gpus or self._settings.cpu_only_weight, priority)
         absent = None
         if cgroup is not None and inode is None:
             absent = f"there is no cgroup {self._root / _CGROUPS}{cgroup}"
         shown = default if class_ == OWN_CLASS else class_
-        return Part(index, name, cgroup, inode, shown, priority, gpus, weight, absent)
+        return Part(index, name, cgroup, inode, shown, priority, held, weight, absent)
 
     def _gpus(self, holders: Mapping[int, Iterable[int]]) -> dict[int, float]:
         """Return tenant → GPUs held."""
