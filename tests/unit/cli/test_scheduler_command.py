@@ -25,7 +25,8 @@ echo "$*" >> $state/calls
 [ ! -e $state/broken ] || {{ echo "Job failed. See the journal." >&2; exit 1; }}
 on() {{
   echo active > $state/active
-  [ -e $state/stuck ] || {{ echo enabled > $state/kernel; echo zernel > $state/ops; }}
+  [ ! -e $state/stuck ] || return 0
+  echo enabled > $state/kernel; echo zernel > $state/ops; echo $(($(cat $state/enables) + 1)) > $state/enables
 }}
 off() {{ echo inactive > $state/active; echo disabled > $state/kernel; rm -f $state/ops; }}
 case "$1" in
@@ -107,10 +108,12 @@ class FakeHost:
         (sysfs / "root").mkdir(parents=True)
         (sysfs / "state").symlink_to(self.state / "kernel")
         (sysfs / "root/ops").symlink_to(self.state / "ops")
+        (sysfs / "enable_seq").symlink_to(self.state / "enables")
         for name, text in (
             ("active", "inactive"),
             ("boot", "disabled"),
             ("kernel", "disabled"),
+            ("enables", "0"),
             ("calls", ""),
         ):
             self.set(name, text)
@@ -419,6 +422,16 @@ def test_ab_restores_also_when_the_workload_fails(host: FakeHost, capsys: pytest
     )
     assert status == 1
     assert "exit status 7" in err
+    assert host.get("kernel") == "disabled"
+
+
+def test_ab_notices_a_scheduler_that_was_loaded_again_within_a_run(
+    host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = f"[ $(cat {host.state}/kernel) = disabled ] || echo 99 > {host.state}/enables"
+    status, _, err = run(capsys, "ab", "--", "sh", "-c", again)
+    assert status == 1
+    assert "The scheduler changed during a run" in err
     assert host.get("kernel") == "disabled"
 
 
