@@ -342,6 +342,19 @@ def test_a_process_that_did_nothing_lately_has_no_verdict(host: Host) -> None:
     assert page["tenant"]["name"] == "default"
 
 
+def test_what_was_known_of_a_process_is_not_said_of_the_next_with_its_pid(host: Host) -> None:
+    process(host.root, 7)
+    for _ in range(3):
+        host.maps.activity = {7: activity(io_wait_ns=60 * MS), 8: activity()}
+        host.tick()
+    assert host.page("/explain", pid="7")[1]["verdict"] is not None
+    process(host.root, 7, start_ticks=2)
+    page = host.page("/explain", pid="7")[1]
+    assert (page["name"], page["verdict"], page["evidence"]) == ("py) th)on", None, [])
+    # One that is gone and has no successor is shown without a name.
+    assert [(one["pid"], one["name"]) for one in host.page("/status")[1]["processes"]] == [(8, None)]
+
+
 @pytest.mark.parametrize(
     ("pid", "code"), [("", 400), ("x", 400), ("1" * 11, 400), ("-1", 400), ("424242", 404)]
 )

@@ -171,9 +171,9 @@ class Engine:
         return self._figures
 
     def top(self, now: float) -> list[tuple[str | None, Verdict]]:
-        """Return the names and the verdicts of the processes that count most."""
+        """Return names and verdicts of the processes that count most; one that is gone has no name."""
         verdicts = self._classifier.verdicts(int(now * 1e9), TOP_PROCESSES)
-        return [(processes.name(one.pid, self._root), one) for one in verdicts]
+        return [(processes.name(one.pid, self._root), one) for one in verdicts if not self._replaced(one)]
 
     def tenant_name(self, index: int) -> str:
         """Return a tenant's name."""
@@ -187,6 +187,8 @@ class Engine:
         cgroup = cgroup_of(pid, self._root)
         index = self._tenants.index_of(cgroup) if cgroup is not None else 0
         verdict = self._classifier.verdict(pid, int(now * 1e9))
+        if verdict is not None and self._replaced(verdict):
+            verdict = None
         node = self._topology.index_of(verdict.node) if verdict is not None else None
         threads: dict[int, maps.Task] = {}
         with self._lock:
@@ -209,6 +211,10 @@ class Engine:
     def close(self) -> None:
         """Stop the thread."""
         self._watch.close()
+
+    def _replaced(self, verdict: Verdict) -> bool:
+        """Tell whether another process has the pid now: what ended is remembered for a while."""
+        return processes.start_ticks(verdict.pid, self._root) not in (None, verdict.start_ticks)
 
     def _is_due(self, what: str, now: float, interval_ms: int) -> bool:
         if now < self._due[what]:
