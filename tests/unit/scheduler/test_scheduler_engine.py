@@ -176,6 +176,22 @@ def test_figures_are_worked_out_anew_after_the_interval(host: Host) -> None:
     assert 'longest_wait_seconds{tenant="b"}' not in text
 
 
+def test_a_tenant_keeps_what_it_got_when_another_is_removed(host: Host) -> None:
+    b = cgroup(host.root, "/b")
+    host.tick()
+    host.maps.use = {1: Use(3.0, 0.0, 0.25), 2: Use(7.0, 0.0, 0.25)}
+    without_a = TENANTS.replace("[tenant.a]", "[tenant.c]").replace('"/a"', '"/c"')
+    host.engine.configure(parse(Config, without_a))
+    host.tick()
+    assert host.maps.cgroups == {b: 2}
+    shown = {one["name"]: one["run_seconds"] for one in host.page("/status")[1]["tenants"]}
+    assert shown == {"default": None, "b": 7.0, "c": None}
+    assert [host.engine.tenant_name(index) for index in range(4)] == ["default", "1", "b", "c"]
+    # A scheduler that is loaded anew has counted nothing yet.
+    host.engine.loaded(host.maps)
+    assert [host.engine.tenant_name(index) for index in range(3)] == ["default", "c", "b"]
+
+
 def configured(host: Host, **general: int) -> None:
     config = parse(Config, TENANTS)
     telemetry = {"push_interval_ms": general.pop("push_interval_ms", 1000)}

@@ -19,7 +19,7 @@ from zernel.scheduler import classifier, gpu, maps, processes, topology
 from zernel.scheduler.classifier import Classifier, Totals, Verdict
 from zernel.scheduler.config import Config
 from zernel.scheduler.policy import Phase, Role
-from zernel.scheduler.tenants import Part, Share, Shares, Tenants, cgroup_of
+from zernel.scheduler.tenants import Numbers, Part, Share, Shares, Tenants, cgroup_of
 
 PCT_WINDOW_S = 60.0
 """The part of time that processes spent in each phase is of this last while."""
@@ -103,6 +103,7 @@ class Engine:
         # Held while the maps are used: other threads ask for explanations, and the maps may go.
         self._lock = threading.Lock()
         self._shares = Shares()
+        self._numbers = Numbers()
         self._parts: list[Part] = []
         self._told: tuple[object, ...] = ()
         self._waits: dict[int, float] = {}
@@ -119,7 +120,9 @@ class Engine:
         """Take over settings; they count from the next tick on."""
         self._config = config
         self._watch.interval_s = config.general.gpu_poll_interval_ms / 1000
-        self._tenants = Tenants(config.multi_tenant, config.priority_class, config.tenant, self._root)
+        self._tenants = Tenants(
+            config.multi_tenant, config.priority_class, config.tenant, self._numbers, self._root
+        )
         self._classifier.configure(classifier.Settings.of(config), self._topology)
         self._due = {"evaluate": 0.0, "tenants": 0.0, "figures": 0.0}
 
@@ -129,6 +132,7 @@ class Engine:
             self._maps = of
         self._topology = topology.read(self._root)
         self._shares = Shares()
+        self._numbers = Numbers()
         self._told = ()
         self._waits = {}
         self._classifier.loaded()
