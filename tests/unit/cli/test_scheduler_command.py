@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -76,8 +77,13 @@ DAEMON = {
     "phases": {"unknown": {"processes": 0, "percent": None}, "gpu_compute": {"processes": 2, "percent": 9.0}},
     "processes": [{**VERDICT, "name": "python"}],
     "roles": [
-        {"role": "launcher", "wakeups": 7, "delay_p50_seconds": 0.000128, "delay_p99_seconds": 0.002048},
-        {"role": "other", "wakeups": 0, "delay_p50_seconds": None, "delay_p99_seconds": None},
+        {
+            "role": "launcher",
+            "wakeups": 7,
+            "delay_p50": {"above_seconds": 0.000064, "below_seconds": 0.000128},
+            "delay_p99": {"above_seconds": 4.194304, "below_seconds": None},
+        },
+        {"role": "other", "wakeups": 0, "delay_p50": None, "delay_p99": None},
     ],
     "tenants": [
         {
@@ -246,7 +252,7 @@ def test_status_shows_the_kernel_the_service_and_the_daemon(
     assert "1 known to NVML" in out
     row = next(line for line in out.splitlines() if line.startswith("research"))
     assert row.split() == ["research", "training", "1.5", "458", "75%", "-", "12.3", "ms", "/ml.slice"]
-    assert "launcher  7         < 0.128 ms    < 2.05 ms" in out
+    assert "launcher  7         < 0.128 ms    > 4.19e+03 ms" in out
     data = json.loads(run(capsys, "status", "--format=json")[1])
     assert data["runs_tasks"] == "zernel"
     assert data["daemon"] == DAEMON
@@ -288,6 +294,7 @@ EXPLANATION = {
             "io_avg_ns": 1_500_000,
         }
     ],
+    "thread_count": 1,
 }
 
 
@@ -307,6 +314,22 @@ def test_explain_says_why(host: FakeHost, daemon: dict[str, Any], capsys: pytest
     assert ["optimizer_step", "since_gpu_sync_s", "at", "most", "1", "s", "ago", "absent"] in rows
     assert ["43", "loader", "data_loading", "1", "ms", "2", "ms", "1.5", "ms"] in rows
     assert json.loads(run(capsys, "explain", "42", "--format=json")[1]) == {"status": "ok", **EXPLANATION}
+
+
+@pytest.mark.parametrize(("told", "count", "more"), [(1, 1, 0), (20, 20, 0), (21, 21, 1), (64, 500, 480)])
+def test_explain_says_how_many_threads_it_does_not_show(
+    host: FakeHost,
+    daemon: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    told: int,
+    count: int,
+    more: int,
+) -> None:
+    (thread,) = EXPLANATION["threads"]
+    threads = [thread | {"tid": tid} for tid in range(1000, 1000 + told)]
+    daemon["/explain"] = (200, EXPLANATION | {"threads": threads, "thread_count": count})
+    out = run(capsys, "explain", "42")[1]
+    assert re.findall(r"and (\d+) more", out) == ([str(more)] if more else [])
 
 
 def test_explain_of_a_process_that_sleeps_or_is_none(

@@ -22,7 +22,7 @@ from zernel.config import parse
 from zernel.scheduler import gpu
 from zernel.scheduler.collector import Collector
 from zernel.scheduler.config import Config
-from zernel.scheduler.engine import Engine
+from zernel.scheduler.engine import MAX_THREADS, Engine
 from zernel.scheduler.maps import Delay, Task, Tenant, Use
 from zernel.scheduler.policy import Phase, Role
 from zernel.scheduler.report import Pages, quantile
@@ -257,14 +257,19 @@ def test_wakeup_delays_are_a_histogram_by_role(host: Host) -> None:
 
 
 @given(st.lists(st.integers(0, 1000), min_size=24, max_size=24), st.floats(0.01, 1))
-def test_a_quantile_is_above_that_part_of_the_delays(buckets: list[int], part: float) -> None:
+def test_a_quantile_is_in_the_bucket_that_reaches_that_part_of_the_delays(
+    buckets: list[int], part: float
+) -> None:
     found = quantile(Delay(tuple(buckets), 0.0), part)
     if found is None:
         assert sum(buckets) == 0
         return
-    end = round(math.log2(found * 1e6))
-    assert sum(buckets[: end + 1]) >= part * sum(buckets) or end == 22
-    assert sum(buckets[:end]) < part * sum(buckets)
+    above, below = found
+    # Bucket n ends at 2^n microseconds; the last has no end.
+    number = 23 if below is None else round(math.log2(below * 1e6))
+    assert above == pytest.approx(2 ** (number - 1) / 1e6 if number else 0)
+    assert sum(buckets[: number + 1]) >= part * sum(buckets)
+    assert sum(buckets[:number]) < part * sum(buckets)
 
 
 def test_nothing_is_due_until_the_pause_is_over(host: Host) -> None:
@@ -345,9 +350,20 @@ def test_a_process_is_explained_by_its_signals_tenant_cpus_and_threads(host: Hos
     assert "data_loading" in held
     assert page["absent"]["nccl_active"] == "nccl_detection_enabled is false"
     assert [(one["tid"], one["role"]) for one in page["threads"]] == [(7, "loader")]
+    assert page["thread_count"] == 1
     json.dumps(page)
     shown = host.page("/status")[1]["processes"]
     assert [(one["pid"], one["phase"], one["roles"]) for one in shown] == [(7, "data_loading", ["loader"])]
+
+
+def test_of_many_threads_some_are_shown_and_all_are_counted(host: Host) -> None:
+    process(host.root, 7)
+    for tid in range(8, 107):
+        (host.root / f"proc/7/task/{tid}").mkdir()
+    task = Task(Role.LOADER, "POLICY_DATA_LOADING", None, None, 1, 0, 1000, 2000, 1500)
+    host.maps.tasks = dict.fromkeys(range(7, 107), task)
+    page = host.page("/explain", pid="7")[1]
+    assert (len(page["threads"]), page["thread_count"]) == (MAX_THREADS, 100)
 
 
 def test_a_process_that_did_nothing_lately_has_no_verdict(host: Host) -> None:

@@ -81,7 +81,10 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """One process: what is known, and what follows. ``verdict`` is None for one that did nothing lately."""
+    """One process: what is known, and what follows. ``verdict`` is None for one that did nothing lately.
+
+    ``threads`` are some of the ``thread_count`` threads that it has.
+    """
 
     pid: int
     name: str | None
@@ -92,6 +95,7 @@ class Explanation:
     cpus_preferred: tuple[int, ...]
     verdict: Verdict | None
     threads: Mapping[int, maps.Task]
+    thread_count: int
 
 
 class Engine:
@@ -194,9 +198,10 @@ class Engine:
         if verdict is not None and self._replaced(verdict):
             verdict = None
         node = self._topology.index_of(verdict.node) if verdict is not None else None
+        tids = processes.threads(pid, self._root)
         threads: dict[int, maps.Task] = {}
         with self._lock:
-            for thread in processes.threads(pid, self._root)[:MAX_THREADS]:
+            for thread in tids[:MAX_THREADS]:
                 task = self._maps.task(thread) if self._maps is not None else None
                 if task is not None:
                     threads[thread] = task
@@ -210,6 +215,7 @@ class Engine:
             cpus_preferred=() if node is None else tuple(self._topology.cpus_of(node)),
             verdict=verdict,
             threads=threads,
+            thread_count=len(tids),
         )
 
     def close(self) -> None:
