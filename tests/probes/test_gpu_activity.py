@@ -21,6 +21,7 @@ from zernel.gpu.activity import Missing
 from zernel.gpu.functions import COLLECTIVES, LAUNCHES, LIBNCCL, WAITS
 from zernel.observe.config import GpuActivity
 from zernel.observe.gpu_activity import GpuActivityProbe
+from zernel.scheduler.maps import Layout
 from zerneld_run import Zerneld, wait_until
 
 Start = Callable[..., Workload]
@@ -82,6 +83,33 @@ def reading(reader_object: Path, bpffs: Path) -> Reading:
             yield Reader(obj)
 
     return begin
+
+
+def test_the_layout_that_a_number_stands_for_does_not_change(reader_object: Path) -> None:
+    """Other members need another ``LAYOUT``, and then other ones here."""
+    with BpfObject.open(reader_object) as obj:
+        members = {
+            name: {key: place[0] for key, place in Layout(obj.btf, name).places.items()}
+            for name in ("gpu_activity", "gpu_probes")
+        }
+    assert (activity.LAYOUT, members) == (
+        1,
+        {
+            "gpu_activity": {"sync_ns": 0, "launch_ns": 8, "nccl_ns": 16},
+            "gpu_probes": {"libcuda_link": 0, "libnccl_link": 4},
+        },
+    )
+
+
+def test_maps_of_an_older_layout_do_not_stand_in_the_way(
+    bpffs: Path, reading: Reading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with reading():
+        monkeypatch.setattr(activity, "LAYOUT", activity.LAYOUT + 1)
+        with reading():
+            pass
+    names = {path.name for path in (bpffs / "zernel").iterdir()}
+    assert names == {"gpu_activity_1", "gpu_probes_1", "gpu_activity_2", "gpu_probes_2"}
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Every counter that a metric is made of is in the BPF object: one that is not would be left out silently."""
+"""Every counter of the BPF object is a metric, and every metric's counter is in the object: one that is not
+would be left out silently."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from prometheus_client.core import CollectorRegistry
@@ -28,29 +30,32 @@ METRICS = (
     "latency_over_budget",
     "low_runs",
     "role_changes",
+    "activity_lost",
+    "stale_hints",
     "slices_renewed",
     "idle_remote",
 )
 
 
 class Running:
-    """A scheduler that has counted one of everything."""
+    """A scheduler that has counted something else of everything."""
 
     load_seconds = attach_seconds = 0.0
 
-    def __init__(self, counters: set[str]) -> None:
-        self._counters = counters
+    def __init__(self, counters: Mapping[str, int]) -> None:
+        self._counters = dict(counters)
 
     def enabled(self) -> bool:
         return True
 
     def counters(self) -> dict[str, int]:
-        return dict.fromkeys(self._counters, 1)
+        return self._counters
 
 
-def test_the_object_counts_what_the_metrics_are_made_of() -> None:
+def test_what_the_object_counts_and_what_is_shown_agree() -> None:
     with BpfObject.open(object_path("sched")) as obj:
-        counters = set(Layout(obj.btf, "counters").places)
+        # Far from all sums of others: a number that is shown is that of one counter.
+        counters = {name: 2**n for n, name in enumerate(Layout(obj.btf, "counters").places, start=20)}
     status = Status()
     status.loaded(Running(counters))
     none = dict.fromkeys(Phase, 0)
@@ -60,3 +65,5 @@ def test_the_object_counts_what_the_metrics_are_made_of() -> None:
     text = generate_latest(registry).decode()
     for metric in METRICS:
         assert f"zernel_scheduler_{metric}_total " in text
+    shown = {float(line.rpartition(" ")[2]) for line in text.splitlines() if not line.startswith("#")}
+    assert [name for name, value in counters.items() if value not in shown] == []

@@ -7,7 +7,10 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -17,6 +20,7 @@ from benchmarks import instances, scheduler, scheduler_guest, turns
 from benchmarks.figures import Figure, table
 from c_build import build_program
 from cuda_stub import build_library, build_nccl
+from guest.workloads import churn
 from zernel.devicetree import render
 from zernel.scheduler.ab import Result
 
@@ -168,6 +172,41 @@ def test_verified_instructions_are_those_of_programs_that_came() -> None:
     assert scheduler.verified(before, after) == (1234, "2 programs; on_wake 1,200, on_stop 34")
     with pytest.raises(RuntimeError):
         scheduler.verified(after, after)
+
+
+def soak(steps_us: list[int] | None = None, **longest_s: float) -> Figure:
+    """Return the figure of a soak in which each kind took so long; 0 for one that got nothing done at all."""
+    mixed = {"done": {kind: int(took > 0) for kind, took in longest_s.items()}, "longest_s": longest_s}
+    trained = json.dumps({"steps_us": steps_us}) if steps_us is not None else ""
+    longest, steps = scheduler.soaked(json.dumps(mixed), trained)
+    assert steps == len(steps_us or [])
+    return scheduler.stalls(longest)
+
+
+def test_a_kind_of_tasks_has_stalled_when_it_once_took_too_long() -> None:
+    healthy = soak([30_000, 2_500_000], free=0.1, nice=4.0)
+    assert (healthy.verdict, healthy.detail) == ("met", "the longest that one took: 4 s, nice")
+    for stalled in (
+        soak([30_000], free=0.1, nice=10.5),
+        soak([30_000], free=0.1, nice=0.0),
+        soak([30_000, 10_500_000], free=0.1),
+        soak([], free=0.1),
+        soak(None, free=0.1),
+    ):
+        assert (stalled.value, stalled.verdict) == (1, "MISSED")
+
+
+def test_a_mix_of_tasks_tells_the_longest_that_each_kind_took() -> None:
+    done, longest, start = SimpleNamespace(value=0), SimpleNamespace(value=0.0), threading.Event()
+    start.set()
+
+    def work(of: SimpleNamespace) -> None:
+        of.value += 1
+        time.sleep(0.2 if of.value == 2 else 0.001)
+
+    churn.run("free", work, 0, done, longest, start, 0.3)
+    assert done.value > 2
+    assert longest.value >= 0.2
 
 
 def test_hackbench_is_understood() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -25,7 +26,8 @@ echo "$*" >> $state/calls
 [ ! -e $state/broken ] || {{ echo "Job failed. See the journal." >&2; exit 1; }}
 on() {{
   echo active > $state/active
-  [ -e $state/stuck ] || {{ echo enabled > $state/kernel; echo zernel > $state/ops; }}
+  [ ! -e $state/stuck ] || return 0
+  echo enabled > $state/kernel; echo zernel > $state/ops; echo $(($(cat $state/enables) + 1)) > $state/enables
 }}
 off() {{ echo inactive > $state/active; echo disabled > $state/kernel; rm -f $state/ops; }}
 case "$1" in
@@ -75,8 +77,13 @@ DAEMON = {
     "phases": {"unknown": {"processes": 0, "percent": None}, "gpu_compute": {"processes": 2, "percent": 9.0}},
     "processes": [{**VERDICT, "name": "python"}],
     "roles": [
-        {"role": "launcher", "wakeups": 7, "delay_p50_seconds": 0.000128, "delay_p99_seconds": 0.002048},
-        {"role": "other", "wakeups": 0, "delay_p50_seconds": None, "delay_p99_seconds": None},
+        {
+            "role": "launcher",
+            "wakeups": 7,
+            "delay_p50": {"above_seconds": 0.000064, "below_seconds": 0.000128},
+            "delay_p99": {"above_seconds": 4.194304, "below_seconds": None},
+        },
+        {"role": "other", "wakeups": 0, "delay_p50": None, "delay_p99": None},
     ],
     "tenants": [
         {
@@ -107,10 +114,12 @@ class FakeHost:
         (sysfs / "root").mkdir(parents=True)
         (sysfs / "state").symlink_to(self.state / "kernel")
         (sysfs / "root/ops").symlink_to(self.state / "ops")
+        (sysfs / "enable_seq").symlink_to(self.state / "enables")
         for name, text in (
             ("active", "inactive"),
             ("boot", "disabled"),
             ("kernel", "disabled"),
+            ("enables", "0"),
             ("calls", ""),
         ):
             self.set(name, text)
@@ -243,7 +252,7 @@ def test_status_shows_the_kernel_the_service_and_the_daemon(
     assert "1 known to NVML" in out
     row = next(line for line in out.splitlines() if line.startswith("research"))
     assert row.split() == ["research", "training", "1.5", "458", "75%", "-", "12.3", "ms", "/ml.slice"]
-    assert "launcher  7         < 0.128 ms    < 2.05 ms" in out
+    assert "launcher  7         < 0.128 ms    > 4.19e+03 ms" in out
     data = json.loads(run(capsys, "status", "--format=json")[1])
     assert data["runs_tasks"] == "zernel"
     assert data["daemon"] == DAEMON
@@ -285,6 +294,7 @@ EXPLANATION = {
             "io_avg_ns": 1_500_000,
         }
     ],
+    "thread_count": 1,
 }
 
 
@@ -304,6 +314,22 @@ def test_explain_says_why(host: FakeHost, daemon: dict[str, Any], capsys: pytest
     assert ["optimizer_step", "since_gpu_sync_s", "at", "most", "1", "s", "ago", "absent"] in rows
     assert ["43", "loader", "data_loading", "1", "ms", "2", "ms", "1.5", "ms"] in rows
     assert json.loads(run(capsys, "explain", "42", "--format=json")[1]) == {"status": "ok", **EXPLANATION}
+
+
+@pytest.mark.parametrize(("told", "count", "more"), [(1, 1, 0), (20, 20, 0), (21, 21, 1), (64, 500, 480)])
+def test_explain_says_how_many_threads_it_does_not_show(
+    host: FakeHost,
+    daemon: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    told: int,
+    count: int,
+    more: int,
+) -> None:
+    (thread,) = EXPLANATION["threads"]
+    threads = [thread | {"tid": tid} for tid in range(1000, 1000 + told)]
+    daemon["/explain"] = (200, EXPLANATION | {"threads": threads, "thread_count": count})
+    out = run(capsys, "explain", "42")[1]
+    assert re.findall(r"and (\d+) more", out) == ([str(more)] if more else [])
 
 
 def test_explain_of_a_process_that_sleeps_or_is_none(
@@ -368,6 +394,15 @@ def test_status_names_real_time_threads_that_keep_cpus_busy(
     assert [(one["tid"], one["cpu"], one["part"]) for one in data["realtime"]] == [(8, 3, 1.0)]
 
 
+def test_status_shows_no_number_of_gpus_where_none_is_known(
+    host: FakeHost, daemon: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tenant,) = DAEMON["tenants"]
+    daemon["/status"] = (200, DAEMON | {"tenants": [tenant | {"gpus": None}]})
+    row = next(line for line in run(capsys, "status")[1].splitlines() if line.startswith("research"))
+    assert row.split()[:4] == ["research", "training", "-", "458"]
+
+
 def test_status_of_one_that_gave_up_says_so_first(
     host: FakeHost, daemon: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -410,6 +445,16 @@ def test_ab_restores_also_when_the_workload_fails(host: FakeHost, capsys: pytest
     )
     assert status == 1
     assert "exit status 7" in err
+    assert host.get("kernel") == "disabled"
+
+
+def test_ab_notices_a_scheduler_that_was_loaded_again_within_a_run(
+    host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = f"[ $(cat {host.state}/kernel) = disabled ] || echo 99 > {host.state}/enables"
+    status, _, err = run(capsys, "ab", "--", "sh", "-c", again)
+    assert status == 1
+    assert "The scheduler changed during a run" in err
     assert host.get("kernel") == "disabled"
 
 

@@ -21,19 +21,24 @@ from zernel.scheduler.ab import Result, Workload, compare
 
 
 class FakeSwitch:
-    """Two schedulers that are told apart by the content of a file."""
+    """Two schedulers, told apart by the content of a file; a second counts how often one was enabled."""
 
     def __init__(self, path: Path, ours: bool) -> None:
-        self.path = path
+        self.path, self.sequence = path, path.with_name("sequence")
         self.changes: list[bool] = []
         self.path.write_text(str(int(ours)))
+        self.sequence.write_text("3")
 
     def use(self, ours: bool) -> None:
         self.changes.append(ours)
+        self.sequence.write_text(str(self.enables() + ours))
         self.path.write_text(str(int(ours)))
 
     def ours(self) -> bool:
         return self.path.read_text() == "1"
+
+    def enables(self) -> int:
+        return int(self.sequence.read_text())
 
 
 @pytest.fixture(params=[False, True], ids=["kernel", "zernel"])
@@ -129,6 +134,14 @@ def test_a_scheduler_that_is_ejected_meanwhile_is_noticed(switch: FakeSwitch) ->
     before = switch.ours()
     with pytest.raises(ZernelError, match="changed during a run"):
         compare(shell(f"printf 0 > {switch.path}"), switch, 2)
+    assert switch.ours() == before
+
+
+def test_a_scheduler_that_is_ejected_and_comes_back_within_a_run_is_noticed(switch: FakeSwitch) -> None:
+    before = switch.ours()
+    ejected = f"[ $(cat {switch.path}) = 0 ] || echo $(($(cat {switch.sequence}) + 1)) > {switch.sequence}"
+    with pytest.raises(ZernelError, match="changed during a run"):
+        compare(shell(ejected), switch, 2)
     assert switch.ours() == before
 
 

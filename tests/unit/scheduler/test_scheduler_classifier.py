@@ -291,6 +291,15 @@ def test_time_in_a_phase_adds_up(host: Host) -> None:
     assert seconds[Phase.UNKNOWN] == pytest.approx(0.2)
 
 
+def test_time_without_a_scheduler_is_no_time_in_a_phase(host: Host) -> None:
+    host.evaluate({7: LOADING}, times=6)
+    before = host.classifier.totals().seconds[Phase.DATA_LOADING]
+    host.now += 3600 * S
+    host.classifier.loaded()
+    host.evaluate({7: LOADING}, times=3)
+    assert host.classifier.totals().seconds[Phase.DATA_LOADING] == pytest.approx(before + 0.2)
+
+
 def test_new_thresholds_count_at_once_and_phases_stay(host: Host) -> None:
     host.evaluate({7: LOADING}, times=3)
     detection = PhaseDetection(io_wait_threshold=0.9, phase_stability_count=1)

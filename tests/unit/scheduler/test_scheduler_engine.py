@@ -22,7 +22,7 @@ from zernel.config import parse
 from zernel.scheduler import gpu
 from zernel.scheduler.collector import Collector
 from zernel.scheduler.config import Config
-from zernel.scheduler.engine import Engine
+from zernel.scheduler.engine import MAX_THREADS, Engine
 from zernel.scheduler.maps import Delay, Task, Tenant, Use
 from zernel.scheduler.policy import Phase, Role
 from zernel.scheduler.report import Pages, quantile
@@ -176,6 +176,22 @@ def test_figures_are_worked_out_anew_after_the_interval(host: Host) -> None:
     assert 'longest_wait_seconds{tenant="b"}' not in text
 
 
+def test_a_tenant_keeps_what_it_got_when_another_is_removed(host: Host) -> None:
+    b = cgroup(host.root, "/b")
+    host.tick()
+    host.maps.use = {1: Use(3.0, 0.0, 0.25), 2: Use(7.0, 0.0, 0.25)}
+    without_a = TENANTS.replace("[tenant.a]", "[tenant.c]").replace('"/a"', '"/c"')
+    host.engine.configure(parse(Config, without_a))
+    host.tick()
+    assert host.maps.cgroups == {b: 2}
+    shown = {one["name"]: one["run_seconds"] for one in host.page("/status")[1]["tenants"]}
+    assert shown == {"default": None, "b": 7.0, "c": None}
+    assert [host.engine.tenant_name(index) for index in range(4)] == ["default", "1", "b", "c"]
+    # A scheduler that is loaded anew has counted nothing yet.
+    host.engine.loaded(host.maps)
+    assert [host.engine.tenant_name(index) for index in range(3)] == ["default", "c", "b"]
+
+
 def configured(host: Host, **general: int) -> None:
     config = parse(Config, TENANTS)
     telemetry = {"push_interval_ms": general.pop("push_interval_ms", 1000)}
@@ -241,14 +257,19 @@ def test_wakeup_delays_are_a_histogram_by_role(host: Host) -> None:
 
 
 @given(st.lists(st.integers(0, 1000), min_size=24, max_size=24), st.floats(0.01, 1))
-def test_a_quantile_is_above_that_part_of_the_delays(buckets: list[int], part: float) -> None:
+def test_a_quantile_is_in_the_bucket_that_reaches_that_part_of_the_delays(
+    buckets: list[int], part: float
+) -> None:
     found = quantile(Delay(tuple(buckets), 0.0), part)
     if found is None:
         assert sum(buckets) == 0
         return
-    end = round(math.log2(found * 1e6))
-    assert sum(buckets[: end + 1]) >= part * sum(buckets) or end == 22
-    assert sum(buckets[:end]) < part * sum(buckets)
+    above, below = found
+    # Bucket n ends at 2^n microseconds; the last has no end.
+    number = 23 if below is None else round(math.log2(below * 1e6))
+    assert above == pytest.approx(2 ** (number - 1) / 1e6 if number else 0)
+    assert sum(buckets[: number + 1]) >= part * sum(buckets)
+    assert sum(buckets[:number]) < part * sum(buckets)
 
 
 def test_nothing_is_due_until_the_pause_is_over(host: Host) -> None:
@@ -329,9 +350,20 @@ def test_a_process_is_explained_by_its_signals_tenant_cpus_and_threads(host: Hos
     assert "data_loading" in held
     assert page["absent"]["nccl_active"] == "nccl_detection_enabled is false"
     assert [(one["tid"], one["role"]) for one in page["threads"]] == [(7, "loader")]
+    assert page["thread_count"] == 1
     json.dumps(page)
     shown = host.page("/status")[1]["processes"]
     assert [(one["pid"], one["phase"], one["roles"]) for one in shown] == [(7, "data_loading", ["loader"])]
+
+
+def test_of_many_threads_some_are_shown_and_all_are_counted(host: Host) -> None:
+    process(host.root, 7)
+    for tid in range(8, 107):
+        (host.root / f"proc/7/task/{tid}").mkdir()
+    task = Task(Role.LOADER, "POLICY_DATA_LOADING", None, None, 1, 0, 1000, 2000, 1500)
+    host.maps.tasks = dict.fromkeys(range(7, 107), task)
+    page = host.page("/explain", pid="7")[1]
+    assert (len(page["threads"]), page["thread_count"]) == (MAX_THREADS, 100)
 
 
 def test_a_process_that_did_nothing_lately_has_no_verdict(host: Host) -> None:
@@ -340,6 +372,19 @@ def test_a_process_that_did_nothing_lately_has_no_verdict(host: Host) -> None:
     code, page = host.page("/explain", pid="9")
     assert (code, page["verdict"], page["evidence"], page["threads"]) == (200, None, [], [])
     assert page["tenant"]["name"] == "default"
+
+
+def test_what_was_known_of_a_process_is_not_said_of_the_next_with_its_pid(host: Host) -> None:
+    process(host.root, 7)
+    for _ in range(3):
+        host.maps.activity = {7: activity(io_wait_ns=60 * MS), 8: activity()}
+        host.tick()
+    assert host.page("/explain", pid="7")[1]["verdict"] is not None
+    process(host.root, 7, start_ticks=2)
+    page = host.page("/explain", pid="7")[1]
+    assert (page["name"], page["verdict"], page["evidence"]) == ("py) th)on", None, [])
+    # One that is gone and has no successor is shown without a name.
+    assert [(one["pid"], one["name"]) for one in host.page("/status")[1]["processes"]] == [(8, None)]
 
 
 @pytest.mark.parametrize(
@@ -379,3 +424,23 @@ def test_the_status_page_shows_gpus_and_tenants(host: Host) -> None:
         ("b", 0, "background"),
     ]
     assert "there is no cgroup" in page["tenants"][1]["absent"]
+    assert 'zernel_scheduler_tenant_gpus{tenant="a"} 1.0' in host.metrics()
+
+
+def test_gpus_that_nvml_does_not_tell_of_are_not_known_rather_than_none(host: Host) -> None:
+    host.nvml.answer = gpu.Reading(unavailable="no driver")
+    for _ in range(1000):
+        host.tick()
+        page = host.page("/status")[1]
+        if page["gpus"]["unavailable"] == "no driver":
+            break
+        threading.Event().wait(0.01)
+    assert page["gpus"]["unavailable"] == "no driver"
+    host.tick()  # tenants too are of this answer
+    page = host.page("/status")[1]
+    assert [(one["name"], one["gpus"]) for one in page["tenants"]] == [
+        ("default", None),
+        ("a", None),
+        ("b", None),
+    ]
+    assert "zernel_scheduler_tenant_gpus{" not in host.metrics()

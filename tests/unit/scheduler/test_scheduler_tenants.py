@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zernel.scheduler.tables import CLASSES, MultiTenant, PriorityClass, Tenant
-from zernel.scheduler.tenants import Share, Shares, Tenants, cgroup_of
+from zernel.scheduler.tables import CLASSES, MAX_TENANTS, MultiTenant, PriorityClass, Tenant
+from zernel.scheduler.tenants import Numbers, Share, Shares, Tenants, cgroup_of
 
 
 class Host:
@@ -30,7 +30,9 @@ class Host:
         (directory / "cgroup").write_text(f"12:pids:/other\n1:name=systemd:/other\n0::{cgroup}\n")
 
     def tenants(self, settings: MultiTenant | None = None, **configured: Tenant) -> Tenants:
-        return Tenants(settings or MultiTenant(enabled=True), PriorityClass(), configured, self.root)
+        return Tenants(
+            settings or MultiTenant(enabled=True), PriorityClass(), configured, Numbers(), self.root
+        )
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ def test_what_each_class_is_worth_is_a_setting(host: Host, name: str) -> None:
     settings, one = MultiTenant(enabled=True), {"a": Tenant("/a", class_=name, weight=1000)}
     for worth in (-7, 7):
         classes = PriorityClass(**{name: worth})
-        part = Tenants(settings, classes, one, host.root).parts({})[1]
+        part = Tenants(settings, classes, one, Numbers(), host.root).parts({})[1]
         assert (part.priority, part.weight) == (worth, round(1000 * 1.25**worth))
 
 
@@ -106,6 +108,18 @@ def test_switched_off_there_is_the_default_tenant_alone(host: Host) -> None:
     assert [(part.index, part.name) for part in parts] == [(0, "default")]
 
 
+@pytest.mark.parametrize("enabled", [False, True])
+def test_gpus_are_counted_with_and_without_tenants_and_unknown_where_nobody_tells(
+    host: Host, enabled: bool
+) -> None:
+    host.process(1, "/a")
+    tenants = host.tenants(MultiTenant(enabled=enabled), a=Tenant("/a"))
+    assert [part.gpus for part in tenants.parts({1: [0, 1]})] == ([0, 2] if enabled else [2])
+    unknown = tenants.parts(None)
+    assert {part.gpus for part in unknown} == {None}
+    assert {part.weight for part in unknown} == {100}
+
+
 def test_a_process_that_is_gone_holds_nothing(host: Host) -> None:
     assert host.tenants(a=Tenant("/a")).parts({77: [0]})[0].gpus == 0
     assert cgroup_of(77, host.root) is None
@@ -120,12 +134,50 @@ def test_the_nearest_ancestor_decides(configured: list[str], cgroup: str) -> Non
         MultiTenant(enabled=True),
         PriorityClass(),
         {f"t{number}": Tenant(path) for number, path in enumerate(configured)},
+        Numbers(),
     )
     ancestors = ["/".join(cgroup.split("/")[:end]) for end in range(len(cgroup.split("/")), 1, -1)]
     nearest = next((path for path in ancestors if path in configured), None)
     index = tenants.index_of(cgroup)
     assert index == (configured.index(nearest) + 1 if nearest else 0)
     assert tenants.name_of(index) == (f"t{index - 1}" if index else "default")
+
+
+NAMES = st.sampled_from([f"t{number}" for number in range(MAX_TENANTS + 9)])
+
+
+@given(st.lists(st.lists(NAMES, unique=True, max_size=MAX_TENANTS), max_size=6))
+def test_numbers_are_of_one_name_each_and_kept_while_there_are_others(settings: list[list[str]]) -> None:
+    numbers = Numbers()
+    ever: dict[str, int] = {}
+    for names in settings:
+        before, found = dict(ever), numbers.of(names)
+        assert list(found) == names
+        assert len(set(found.values())) == len(names)
+        assert all(1 <= number <= MAX_TENANTS for number in found.values())
+        ever |= found
+        if len(ever) <= MAX_TENANTS:  # none had to be given again
+            assert before.items() <= ever.items()
+            assert sorted(ever.values()) == list(range(1, len(ever) + 1))
+
+
+def test_the_number_of_the_tenant_that_is_gone_for_the_longest_is_given_again_first() -> None:
+    names = [f"t{number}" for number in range(MAX_TENANTS)]
+    numbers = Numbers()
+    first = numbers.of(names)
+    numbers.of([name for name in names if name != "t5"])
+    numbers.of([name for name in names if name not in ("t5", "t3")])
+    kept = [name for name in names if name not in ("t5", "t3", "t0")]
+    assert numbers.of([*kept, "new"])["new"] == first["t5"]
+    assert numbers.of([*kept, "new", "t0", "newer"])["newer"] == first["t3"]
+
+
+def test_a_tenant_that_comes_back_did_not_just_get_all_that_it_ever_got() -> None:
+    shares, weights = Shares(), {0: 100, 1: 100}
+    shares.since_last({0: (1.0, 0.0), 1: (500.0, 9.0)}, weights)
+    shares.since_last({0: (2.0, 0.0)}, {0: 100})
+    found = shares.since_last({0: (3.0, 0.0), 1: (501.0, 9.0)}, weights)
+    assert found == {0: Share(0.5, 0.5), 1: Share(0.5, 0.5)}
 
 
 def test_shares_are_of_those_that_want_cpu_time_since_the_last_look() -> None:

@@ -147,6 +147,9 @@ class _ServiceSwitch:
     def ours(self) -> bool:
         return self._host.kernel().ours
 
+    def enables(self) -> int:
+        return self._host.kernel().enables
+
 
 def gather(host: control.Host) -> dict[str, Any]:
     """Return all that is known; what cannot be asked is None, and ``daemon_unavailable`` says why."""

@@ -87,13 +87,14 @@ def _role_lines(roles: list[dict[str, Any]]) -> list[str]:
     table = [("ROLE", "WAKE-UPS", "MEDIAN DELAY", "99%")]
     for one in roles:
         if one["wakeups"]:
-            delays = (_below(one["delay_p50_seconds"]), _below(one["delay_p99_seconds"]))
+            delays = (_delay(one["delay_p50"]), _delay(one["delay_p99"]))
             table.append((one["role"], str(one["wakeups"]), *delays))
     return columns(table) if len(table) > 1 else []
 
 
-def _below(delay: float) -> str:
-    return f"< {delay * 1000:.3g} ms"
+def _delay(between: dict[str, float | None]) -> str:
+    above, below = between["above_seconds"] or 0.0, between["below_seconds"]
+    return f"> {above * 1000:.3g} ms" if below is None else f"< {below * 1000:.3g} ms"
 
 
 def _tenant_lines(tenants: list[dict[str, Any]]) -> list[str]:
@@ -106,7 +107,7 @@ def _tenant_lines(tenants: list[dict[str, Any]]) -> list[str]:
             (
                 one["name"],
                 one["class"],
-                f"{one['gpus']:g}",
+                "-" if one["gpus"] is None else f"{one['gpus']:g}",
                 str(one["weight"]),
                 _percent(one["share_wanted"]),
                 _percent(one["share_received"]),
@@ -160,8 +161,8 @@ def explanation_lines(data: dict[str, Any]) -> list[str]:
         threads.append((str(one["tid"]), one["role"], one["policy"].removeprefix("POLICY_").lower(), *times))
     if len(threads) > 1:
         lines += ["", *columns(threads)]
-    if len(data["threads"]) > _SHOWN_THREADS:
-        lines.append(f"  and {len(data['threads']) - _SHOWN_THREADS} more")
+        more = data["thread_count"] - (len(threads) - 1)
+        lines += [f"  and {more} more"] if more > 0 else []
     return lines
 
 

@@ -16,6 +16,13 @@ from zernel.bpf import BpfObject, Map, link_exists
 PINS = Path("/sys/fs/bpf/zernel")
 """Where the maps are."""
 
+LAYOUT = 1
+"""Part of their names there. To be raised with every change of struct gpu_activity or struct gpu_probes.
+
+The maps outlive both programs: without it a new package would find those of the old one, and either be
+refused their use or take their members for others.
+"""
+
 _MAPS = ("gpu_activity", "gpu_probes")
 _ONLY = bytes(4)  # the key of a map with one entry
 _PROBES = struct.Struct("<II")  # struct gpu_probes
@@ -42,7 +49,7 @@ def share(obj: BpfObject, pins: Path = PINS) -> str | None:
     except OSError as error:
         return f"{pins} cannot be made: {error.strerror}"
     for name in _MAPS:
-        obj.map(name).set_pin_path(pins / name)
+        obj.map(name).set_pin_path(pins / f"{name}_{LAYOUT}")
     return None
 
 

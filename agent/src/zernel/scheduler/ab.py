@@ -38,6 +38,13 @@ class Switch(Protocol):
         """Tell which runs them."""
 
 
+class WatchedSwitch(Switch, Protocol):
+    """One that tells of what it did not do itself, too."""
+
+    def enables(self) -> int:
+        """Return a number that grows whenever a scheduler is enabled, by whomever."""
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """What is compared.
@@ -94,7 +101,10 @@ class Result:
 
 
 def compare(
-    workload: Workload, switch: Switch, rounds: int, progress: Callable[[str], None] = lambda line: None
+    workload: Workload,
+    switch: WatchedSwitch,
+    rounds: int,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> Result:
     """Run the workload ``rounds`` times under each scheduler, after one run that does not count.
 
@@ -110,8 +120,10 @@ def compare(
         for number in range(rounds):
             for ours in (False, True) if number % 2 == 0 else (True, False):
                 switch.use(ours)
+                enables = switch.enables()
                 figure = _measure(workload, interrupts)
-                if switch.ours() != ours:
+                # One that was ejected early in a long run is enabled again before its end.
+                if switch.ours() != ours or switch.enables() != enables:
                     raise fail(
                         "ab-switched",
                         "The scheduler changed during a run",

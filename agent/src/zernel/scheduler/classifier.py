@@ -185,9 +185,10 @@ class Classifier:
             self._place_gpus()
 
     def loaded(self) -> None:
-        """Note that the scheduler was loaded anew: it knows no hints yet."""
+        """Note that the scheduler was loaded anew: it knows no hints yet, and nobody was looked at before."""
         with self._lock:
             self._hints_changed = True
+            self._evaluated_ns = None
 
     def see_gpus(self, reading: gpu.Reading) -> None:
         """Take in what NVML said. A pid in it means the process that has it now."""

@@ -51,6 +51,11 @@ _COUNTERS = {
         "Of these, tasks beyond the queue's budget, since nobody else waited.",
     ),
     "low_runs": ("zernel_scheduler_low_runs", "Tasks that a CPU took from the queue of those that yield."),
+    "stale_hints": ("zernel_scheduler_stale_hints", "Hints on processes that were found to be too old."),
+    "activity_lost": (
+        "zernel_scheduler_activity_lost",
+        "Times that what a process did could not be noted, since the table was full.",
+    ),
     "role_changes": ("zernel_scheduler_role_changes", "Times that a thread's role became another."),
     "kept": ("zernel_scheduler_slices_renewed", "Tasks that went on because none was due before them."),
 }

@@ -30,10 +30,14 @@ _SETTLE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """The kernel's view: ``state`` None without sched_ext, ``scheduler`` the name of the one loaded."""
+    """The kernel's view: ``state`` None without sched_ext, ``scheduler`` the name of the one loaded.
+
+    ``enables`` grows whenever one is enabled.
+    """
 
     state: str | None
     scheduler: str | None
+    enables: int
 
     @property
     def ours(self) -> bool:
@@ -67,7 +71,8 @@ class Host:
 
     def kernel(self) -> Kernel:
         """Return the kernel's view."""
-        return Kernel(kernel.state(self._root), kernel.loaded_scheduler(self._root))
+        root = self._root
+        return Kernel(kernel.state(root), kernel.loaded_scheduler(root), kernel.enable_sequence(root))
 
     def service(self) -> Service:
         """Return systemd's view; nothing is known where systemd does not run."""

@@ -19,7 +19,7 @@ from zernel.scheduler import classifier, gpu, maps, processes, topology
 from zernel.scheduler.classifier import Classifier, Totals, Verdict
 from zernel.scheduler.config import Config
 from zernel.scheduler.policy import Phase, Role
-from zernel.scheduler.tenants import Part, Share, Shares, Tenants, cgroup_of
+from zernel.scheduler.tenants import Numbers, Part, Share, Shares, Tenants, cgroup_of
 
 PCT_WINDOW_S = 60.0
 """The part of time that processes spent in each phase is of this last while."""
@@ -81,7 +81,10 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """One process: what is known, and what follows. ``verdict`` is None for one that did nothing lately."""
+    """One process: what is known, and what follows. ``verdict`` is None for one that did nothing lately.
+
+    ``threads`` are some of the ``thread_count`` threads that it has.
+    """
 
     pid: int
     name: str | None
@@ -92,6 +95,7 @@ class Explanation:
     cpus_preferred: tuple[int, ...]
     verdict: Verdict | None
     threads: Mapping[int, maps.Task]
+    thread_count: int
 
 
 class Engine:
@@ -103,6 +107,7 @@ class Engine:
         # Held while the maps are used: other threads ask for explanations, and the maps may go.
         self._lock = threading.Lock()
         self._shares = Shares()
+        self._numbers = Numbers()
         self._parts: list[Part] = []
         self._told: tuple[object, ...] = ()
         self._waits: dict[int, float] = {}
@@ -119,7 +124,9 @@ class Engine:
         """Take over settings; they count from the next tick on."""
         self._config = config
         self._watch.interval_s = config.general.gpu_poll_interval_ms / 1000
-        self._tenants = Tenants(config.multi_tenant, config.priority_class, config.tenant, self._root)
+        self._tenants = Tenants(
+            config.multi_tenant, config.priority_class, config.tenant, self._numbers, self._root
+        )
         self._classifier.configure(classifier.Settings.of(config), self._topology)
         self._due = {"evaluate": 0.0, "tenants": 0.0, "figures": 0.0}
 
@@ -129,6 +136,7 @@ class Engine:
             self._maps = of
         self._topology = topology.read(self._root)
         self._shares = Shares()
+        self._numbers = Numbers()
         self._told = ()
         self._waits = {}
         self._classifier.loaded()
@@ -171,9 +179,9 @@ class Engine:
         return self._figures
 
     def top(self, now: float) -> list[tuple[str | None, Verdict]]:
-        """Return the names and the verdicts of the processes that count most."""
+        """Return names and verdicts of the processes that count most; one that is gone has no name."""
         verdicts = self._classifier.verdicts(int(now * 1e9), TOP_PROCESSES)
-        return [(processes.name(one.pid, self._root), one) for one in verdicts]
+        return [(processes.name(one.pid, self._root), one) for one in verdicts if not self._replaced(one)]
 
     def tenant_name(self, index: int) -> str:
         """Return a tenant's name."""
@@ -187,10 +195,13 @@ class Engine:
         cgroup = cgroup_of(pid, self._root)
         index = self._tenants.index_of(cgroup) if cgroup is not None else 0
         verdict = self._classifier.verdict(pid, int(now * 1e9))
+        if verdict is not None and self._replaced(verdict):
+            verdict = None
         node = self._topology.index_of(verdict.node) if verdict is not None else None
+        tids = processes.threads(pid, self._root)
         threads: dict[int, maps.Task] = {}
         with self._lock:
-            for thread in processes.threads(pid, self._root)[:MAX_THREADS]:
+            for thread in tids[:MAX_THREADS]:
                 task = self._maps.task(thread) if self._maps is not None else None
                 if task is not None:
                     threads[thread] = task
@@ -204,11 +215,16 @@ class Engine:
             cpus_preferred=() if node is None else tuple(self._topology.cpus_of(node)),
             verdict=verdict,
             threads=threads,
+            thread_count=len(tids),
         )
 
     def close(self) -> None:
         """Stop the thread."""
         self._watch.close()
+
+    def _replaced(self, verdict: Verdict) -> bool:
+        """Tell whether another process has the pid now: what ended is remembered for a while."""
+        return processes.start_ticks(verdict.pid, self._root) not in (None, verdict.start_ticks)
 
     def _is_due(self, what: str, now: float, interval_ms: int) -> bool:
         if now < self._due[what]:
@@ -228,7 +244,8 @@ class Engine:
 
     def _set_tenants(self, of: Maps) -> None:
         before = {part.name: part.absent for part in self._parts}
-        self._parts = self._tenants.parts(self._watch.reading().holders)
+        reading = self._watch.reading()
+        self._parts = self._tenants.parts(reading.holders if reading.unavailable is None else None)
         for part in self._parts:
             if part.absent and part.absent != before.get(part.name):
                 log.warning("tenant '%s' has no tasks yet: %s", part.name, part.absent)

@@ -81,14 +81,23 @@ def loaded_scheduler(root: Path = Path("/")) -> str | None:
 
 def hotplug_sequence(root: Path = Path("/")) -> int:
     """Return the number that changes whenever a CPU comes or goes; 0 where it cannot be read."""
-    text = _text(root / DIRECTORY / "hotplug_seq") or ""
-    return int(text) if text.isdecimal() else 0
+    return _number(root / DIRECTORY / "hotplug_seq")
+
+
+def enable_sequence(root: Path = Path("/")) -> int:
+    """Return the number that grows whenever a scheduler is enabled; 0 where it cannot be read."""
+    return _number(root / DIRECTORY / "enable_seq")
 
 
 def events(root: Path = Path("/")) -> dict[str, int]:
     """Return what sched_ext counts about the scheduler that is loaded; nothing before Linux 6.15."""
     pairs = (line.split() for line in (_text(root / DIRECTORY / "root/events") or "").splitlines()[:64])
     return {words[0]: int(words[1]) for words in pairs if len(words) == 2 and words[1].isdecimal()}
+
+
+def _number(path: Path) -> int:
+    text = _text(path) or ""
+    return int(text) if text.isdecimal() else 0
 
 
 def _text(path: Path) -> str | None:

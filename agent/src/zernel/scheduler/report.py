@@ -75,6 +75,7 @@ class Pages:
                 }
                 for tid, task in found.threads.items()
             ],
+            "thread_count": found.thread_count,
         }
 
     def _verdict(self, one: Verdict) -> dict[str, Any]:
@@ -121,25 +122,30 @@ def _status(now: Snapshot, figures: Figures) -> dict[str, Any]:
             {
                 "role": str(role),
                 "wakeups": sum(delay.buckets),
-                "delay_p50_seconds": quantile(delay, 0.5),
-                "delay_p99_seconds": quantile(delay, 0.99),
+                "delay_p50": _delay(quantile(delay, 0.5)),
+                "delay_p99": _delay(quantile(delay, 0.99)),
             }
             for role, delay in figures.delays.items()
         ],
     }
 
 
-def quantile(delay: Delay, part: float) -> float | None:
-    """Return what ``part`` (0 to 1) of the delays are below, to a power of two; None where there were none.
+def quantile(delay: Delay, part: float) -> tuple[float, float | None] | None:
+    """Return between which times, in seconds, a delay is that ``part`` (0 to 1) of all do not exceed.
 
-    What is in the last bucket has no upper end: then that bucket's lower one.
+    The last bucket has no upper end: None. Without any delay there is no such time at all.
     """
     total, seen = sum(delay.buckets), 0
     for number, count in enumerate(delay.buckets):
         seen += count
         if total and seen >= part * total:
-            return float(2 ** min(number, len(delay.buckets) - 2) / 1e6)
+            lower = 2 ** (number - 1) / 1e6 if number else 0.0
+            return lower, 2**number / 1e6 if number < len(delay.buckets) - 1 else None
     return None
+
+
+def _delay(ends: tuple[float, float | None] | None) -> dict[str, float | None] | None:
+    return ends and {"above_seconds": ends[0], "below_seconds": ends[1]}
 
 
 def _tenant(one: TenantFigures) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from zernel import files
 from zernel.scheduler.classes import class_priority, scaled
-from zernel.scheduler.tables import OWN_CLASS, MultiTenant, PriorityClass, Tenant
+from zernel.scheduler.tables import MAX_TENANTS, OWN_CLASS, MultiTenant, PriorityClass, Tenant
 
 DEFAULT = "default"
 """Name of the tenant of all tasks that belong to no other; its index is 0."""
@@ -22,9 +22,9 @@ _MAX_BYTES = 1 << 16  # of /proc/PID/cgroup: a path has at most 4096
 class Part:
     """One tenant as it is now.
 
-    ``gpus`` is the number of GPUs that its processes hold; one that several tenants hold is split. ``cgroup``
-    and ``cgroup_id`` (the inode of its directory) are None for the default tenant; without an id there is no
-    such cgroup now, and ``absent`` says so.
+    ``gpus`` is the number of GPUs that its processes hold, None where that is not known; one that several
+    tenants hold is split. ``cgroup`` and ``cgroup_id`` (the inode of its directory) are None for the default
+    tenant; without an id there is no such cgroup now, and ``absent`` says so.
     """
 
     index: int
@@ -33,9 +33,30 @@ class Part:
     cgroup_id: int | None
     priority_class: str
     priority: int
-    gpus: float
+    gpus: float | None
     weight: int
     absent: str | None = None
+
+
+class Numbers:
+    """Gives tenants their numbers, from 1 on. A scheduler counts by number for as long as it is loaded.
+
+    A name keeps its number meanwhile, in the settings or not: no tenant is said to have got what another did.
+    Only when all are given, a new tenant gets that of the one that is gone for the longest.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, int] = {}  # first those that are gone, the longest gone before the others
+
+    def of(self, names: Iterable[str]) -> dict[str, int]:
+        """Return the number of each of these names, of which there are at most ``MAX_TENANTS``."""
+        present = dict.fromkeys(names, 0)
+        gone = {name: number for name, number in self._known.items() if name not in present}
+        free = sorted(set(range(1, MAX_TENANTS + 1)) - set(self._known.values()))
+        for name in present:
+            present[name] = self._known.get(name) or (free.pop(0) if free else gone.pop(next(iter(gone))))
+        self._known = gone | present
+        return present
 
 
 class Tenants:
@@ -46,40 +67,41 @@ class Tenants:
         settings: MultiTenant,
         classes: PriorityClass,
         configured: Mapping[str, Tenant],
+        numbers: Numbers,
         root: Path = Path("/"),
     ) -> None:
         self._settings = settings
         self._classes = classes
         self._configured = dict(configured) if settings.enabled else {}
+        self._numbers = numbers.of(self._configured)
         self._root = root
 
-    def parts(self, holders: Mapping[int, Iterable[int]]) -> list[Part]:
+    def parts(self, holders: Mapping[int, Iterable[int]] | None) -> list[Part]:
         """Return the tenants, the default one first.
 
-        :param holders: pid → indices of the GPUs that it holds.
+        :param holders: pid → indices of the GPUs that it holds; None where that is not known.
         """
-        gpus = self._gpus(holders) if self._configured else {}
+        gpus = None if holders is None else self._gpus(holders)
         own = OWN_CLASS
-        parts = [self._part(0, DEFAULT, None, None, own, 0, gpus.get(0, 0.0))]
-        for index, (name, tenant) in enumerate(self._configured.items(), start=1):
-            held = gpus.get(index, 0.0)
-            inode = self._inode(tenant.cgroup)
-            parts.append(self._part(index, name, tenant.cgroup, inode, tenant.class_, tenant.weight, held))
+        parts = [self._part(0, DEFAULT, None, None, own, 0, gpus)]
+        for name, tenant in self._configured.items():
+            index, inode = self._numbers[name], self._inode(tenant.cgroup)
+            parts.append(self._part(index, name, tenant.cgroup, inode, tenant.class_, tenant.weight, gpus))
         return parts
 
     def index_of(self, cgroup: str) -> int:
         """Return the tenant of a cgroup path: that of the nearest ancestor that is one's, else 0."""
-        best, index_of_best = -1, 0
-        for index, tenant in enumerate(self._configured.values(), start=1):
+        best, index = -1, 0
+        for name, tenant in self._configured.items():
             inside = cgroup == tenant.cgroup or cgroup.startswith(tenant.cgroup + "/")
             if inside and len(tenant.cgroup) > best:
-                best, index_of_best = len(tenant.cgroup), index
-        return index_of_best
+                best, index = len(tenant.cgroup), self._numbers[name]
+        return index
 
     def name_of(self, index: int) -> str:
         """Return a tenant's name; one that the settings no longer have is a number."""
-        names = [DEFAULT, *self._configured]
-        return names[index] if index < len(names) else str(index)
+        names = {0: DEFAULT} | {number: name for name, number in self._numbers.items()}
+        return names.get(index, str(index))
 
     def _part(
         self,
@@ -89,18 +111,19 @@ class Tenants:
         inode: int | None,
         class_: str,
         fixed: int,
-        gpus: float,
+        gpus: Mapping[int, float] | None,
     ) -> Part:
+        held = None if gpus is None else gpus.get(index, 0.0)
         default = self._settings.default_priority_class
         priority = class_priority(class_, default, self._classes)
         # The default tenant's weight is a floor for what runs beside the jobs, whatever GPUs it uses.
-        by_gpus = gpus * self._settings.weight_per_gpu if index else 0
+        by_gpus = (held or 0) * self._settings.weight_per_gpu if index else 0
         weight = scaled(fixed or by_gpus or self._settings.cpu_only_weight, priority)
         absent = None
         if cgroup is not None and inode is None:
             absent = f"there is no cgroup {self._root / _CGROUPS}{cgroup}"
         shown = default if class_ == OWN_CLASS else class_
-        return Part(index, name, cgroup, inode, shown, priority, gpus, weight, absent)
+        return Part(index, name, cgroup, inode, shown, priority, held, weight, absent)
 
     def _gpus(self, holders: Mapping[int, Iterable[int]]) -> dict[int, float]:
         """Return tenant → GPUs held."""
@@ -163,7 +186,8 @@ class Shares:
         :param used: tenant → seconds run, seconds waited, since the scheduler was loaded.
         :param weights: tenant → weight.
         """
-        before, self._before = self._before, dict(used)
+        # One that is gone may come back, and all that it got before is not of the last while then.
+        before, self._before = self._before, {**self._before, **used}
         # A scheduler that was loaded anew counts from zero: what it counted is all new.
         ran = {index: _grown(run, before.get(index, (0.0, 0.0))[0]) for index, (run, _) in used.items()}
         waited = {index: _grown(wait, before.get(index, (0.0, 0.0))[1]) for index, (_, wait) in used.items()}
