@@ -3,6 +3,9 @@
  * When each thread last worked with a GPU: written by zerneld's probes on libcuda and NCCL, from within that
  * thread, and read by the scheduler. Both have the two maps here, pinned below /sys/fs/bpf/zernel: who comes
  * first makes them, the other finds them. They stay when both are gone; an entry goes with its thread.
+ *
+ * A change of either struct raises LAYOUT of zernel.gpu.activity, which is part of the pins' names: the next
+ * package must not find the maps of this one.
  */
 #pragma once
 
