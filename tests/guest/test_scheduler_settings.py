@@ -191,6 +191,6 @@ def test_the_latency_budget_bounds_what_urgent_threads_take(host: Host) -> None:
 
 
 def test_what_counts_as_short_decides_the_role(host: Host) -> None:
-    # Half a millisecond: far from the third of its sleep up to which a thread that is new to it is interactive.
+    # Half a millisecond: far from the third of its sleep up to which a thread becomes an interactive one.
     said = effects(host, *(plan(row) | {"burst_ms": 0.5} for row in ("unknown", "interactive")))
     assert [one["row"] for one in said] == ["POLICY_UNKNOWN", "POLICY_INTERACTIVE"]
