@@ -3,15 +3,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+from _pytest.runner import runtestprotocol
 from scheduler_host import Host
 
 from testbed import Disk, Guest, GuestSpec, TestbedError, image, kernel
 from testbed.image import Image
 from testbed.tools import unwind_when_ended
+
+DISTURBED = 0.05
+"""A quiet test that failed runs again if this machine kept its guests waiting for more than this part."""
+TRIES = 3
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,6 +35,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         kernel = item.callspec.params.get("any_host", "debian") if hasattr(item, "callspec") else "debian"
         item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{kernel}"))
+
+
+def kept_waiting() -> float:
+    """Return for how long this machine kept the CPUs of our guests waiting so far, in seconds."""
+    waited = 0
+    for child in psutil.Process().children(recursive=True):
+        for thread in Path(f"/proc/{child.pid}/task").glob("*/schedstat"):
+            try:
+                waited += int(thread.read_text().split()[1])
+            except OSError:
+                continue  # it has ended
+    return waited / 1e9
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """Run a quiet test that failed again if this machine was busy with something else meanwhile."""
+    if item.get_closest_marker("quiet") is None:
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for number in range(1, TRIES + 1):
+        began, waited = time.monotonic(), kept_waiting()
+        reports = runtestprotocol(item, log=False, nextitem=nextitem)
+        part = (kept_waiting() - waited) / (time.monotonic() - began)
+        if number == TRIES or part < DISTURBED or not any(report.failed for report in reports):
+            break
+        why = f"{item.nodeid} runs again: this machine kept the guests waiting for {part:.0%} of its time"
+        item.warn(pytest.PytestWarning(why))
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
 
 
 @pytest.fixture(scope="session")
