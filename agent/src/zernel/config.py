@@ -385,6 +385,9 @@ class _Reader:
         if kind is float:
             value = float(value)
         if not _inside(value, field.metadata):
+            choices = map(str, field.metadata["choices"] or ())
+            if near := difflib.get_close_matches(str(value), choices, n=1):
+                example = f"Did you mean {_toml(near[0])}?"
             self._problem("config-range", f"'{name}' is {_toml(value)}; accepted: {accepted}", example, path)
             return None
         return value

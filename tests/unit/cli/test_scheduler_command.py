@@ -335,9 +335,11 @@ def test_explain_says_how_many_threads_it_does_not_show(
 def test_explain_of_a_process_that_sleeps_or_is_none(
     host: FakeHost, daemon: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sleeping = {"verdict": None, "evidence": [], "threads": [], "cpus_preferred": [], "tenant": None}
+    sleeping = {"verdict": None, "evidence": [], "threads": [], "cpus_preferred": []}
     daemon["/explain"] = (200, EXPLANATION | sleeping)
-    assert "it did nothing lately" in run(capsys, "explain", "42")[1]
+    assert "phase     unknown: it did nothing lately" in run(capsys, "explain", "42")[1]
+    daemon["/explain"] = (200, EXPLANATION | sleeping | {"tenant": None})
+    assert "phase     unknown: no scheduler runs" in run(capsys, "explain", "42")[1]
     daemon["/explain"] = (404, {"error": "There is no process 42"})
     status, _, err = run(capsys, "explain", "42")
     assert status == 1

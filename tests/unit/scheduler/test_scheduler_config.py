@@ -149,6 +149,9 @@ def test_what_is_written_holds_and_all_else_keeps_its_default(wanted: dict[tuple
     ("text", "line", "words"),
     [
         ("[safety]\nstarvation_bound_ms = 1000\n[scheduler]\nwatchdog_timeout_ms = 1000", 2, "after 1000"),
+        ("[scheduler]\nslice_us = 50_000\n[safety]\nstarvation_bound_ms = 20", 4, "for 50 at a time"),
+        ("[safety]\nejection_window_s = 60\nbackoff_s = 30", 3, "3 ejections take 90 seconds"),
+        ('[tenant.a]\ncgroup = "/sys/fs/cgroup/a"', 2, "below /sys/fs/cgroup"),
         ("[safety]\nhint_lifetime_ms = 200\n[general]\nphase_eval_interval_ms = 101", 2, "every 101"),
         ("[phase_detection]\ngpu_active_threshold = 5", 2, "a GPU is active from 5 on"),
         ("[tenant.a]\ncgroup = '/x'\n[tenant.b]\ncgroup = '/x'", 4, "'a' and 'b' have one cgroup, /x"),

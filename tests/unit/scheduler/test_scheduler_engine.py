@@ -383,8 +383,8 @@ def test_what_was_known_of_a_process_is_not_said_of_the_next_with_its_pid(host: 
     process(host.root, 7, start_ticks=2)
     page = host.page("/explain", pid="7")[1]
     assert (page["name"], page["verdict"], page["evidence"]) == ("py) th)on", None, [])
-    # One that is gone and has no successor is shown without a name.
-    assert [(one["pid"], one["name"]) for one in host.page("/status")[1]["processes"]] == [(8, None)]
+    # Nor is one shown that is gone without a successor.
+    assert host.page("/status")[1]["processes"] == []
 
 
 @pytest.mark.parametrize(

@@ -175,13 +175,20 @@ def test_a_driver_that_fails_says_why_and_is_asked_again(host: Host, what: str) 
     assert host.library.started == 0
 
 
-def test_without_pynvml_there_is_nothing_and_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pynvml_there_is_nothing_and_it_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def absent(name: str) -> Any:
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr("importlib.import_module", absent)
-    reading = Nvml().read()
-    assert reading.unavailable == "python3-pynvml is not installed"
+    assert Nvml(root=tmp_path).read().unavailable == "this host has no NVIDIA GPU"
+    device = tmp_path / "sys/bus/pci/devices/0000:01:00.0"
+    device.mkdir(parents=True)
+    (device / "vendor").write_text("0x10de\n")
+    (device / "class").write_text("0x030200\n")
+    reading = Nvml(root=tmp_path).read()
+    assert reading.unavailable == "the package python3-pynvml is not installed"
     assert not reading.gpus
     assert not reading.utilization
 

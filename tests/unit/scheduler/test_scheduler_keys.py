@@ -77,6 +77,7 @@ EFFECTS: dict[str, tuple[str, ...]] = {
     "multi_tenant.default_priority_class": (WEIGHTS,),
     "multi_tenant.weight_per_gpu": (WEIGHTS,),
     "multi_tenant.cpu_only_weight": (WEIGHTS,),
+    "multi_tenant.default_floor_percent": (f"{UNIT}tenants::test_the_default_tenant_has_a_floor",),
     **{
         f"priority_class.{name}": (f"{UNIT}tenants::test_what_each_class_is_worth_is_a_setting",)
         for name in ("training", "inference", "interactive", "normal", "background")

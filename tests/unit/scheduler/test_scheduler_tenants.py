@@ -93,6 +93,13 @@ def test_the_default_tenant_keeps_its_floor_whatever_gpus_it_uses(host: Host) ->
     assert host.tenants(a=Tenant("/a")).parts({1: [0, 1]})[0].weight == 100
 
 
+@pytest.mark.parametrize(("percent", "weight"), [(0, 100), (10, 200), (50, 1800)])
+def test_the_default_tenant_has_a_floor(host: Host, percent: int, weight: int) -> None:
+    settings = MultiTenant(enabled=True, default_floor_percent=percent)
+    wanting = host.tenants(settings, a=Tenant("/a", weight=600), b=Tenant("/b", weight=1200))
+    assert [part.weight for part in wanting.parts({})] == [weight, 600, 1200]
+
+
 def test_a_cgroup_that_is_not_there_is_told_and_found_once_it_is(host: Host) -> None:
     tenants = host.tenants(a=Tenant("/a"))
     missing = tenants.parts({})[1]

@@ -40,8 +40,7 @@ def status_lines(data: dict[str, Any]) -> list[str]:
     words = gpus["unavailable"] or f"{len(gpus['list'])} known to NVML"
     lines.append(f"GPUs      {words}")
     absent = [f"{name} ({one['absent']})" for name, one in daemon["signals"].items() if not one["up"]]
-    if absent:
-        lines.append(f"signals   absent: {'; '.join(absent)}")
+    lines += [f"{'' if number else 'signals':10}absent: {words}" for number, words in enumerate(absent)]
     counts = [f"{name} {one['processes']}" for name, one in daemon["phases"].items() if one["processes"]]
     lines.append(f"phases    {', '.join(counts) or 'no process of machine learning now'}")
     for part in (
@@ -67,7 +66,7 @@ def _process_lines(processes: list[dict[str, Any]]) -> list[str]:
         table.append(
             (
                 str(one["pid"]),
-                one["name"] or "(gone)",
+                one["name"],
                 one["phase"],
                 _percent(signals["io_wait_fraction"]),
                 "-" if signals["cpu_burst_ns"] is None else f"{signals['cpu_burst_ns'] / 1e6:.3g} ms",
@@ -145,19 +144,21 @@ def explanation_lines(data: dict[str, Any]) -> list[str]:
         cpus = ",".join(map(str, data["cpus_preferred"]))
         lines.append(f"          prefers {cpus}: node {verdict['node']}, next to its {near}")
     if verdict is None:
-        return [*lines, "phase     unknown: it did nothing lately, or no scheduler runs"]
+        why = "it did nothing lately" if tenant else "no scheduler runs"
+        return [*lines, f"phase     unknown: {why}"]
     lines.append(f"phase     {verdict['phase']}")
     if verdict["next_phase"] and verdict["next_phase"] != verdict["phase"]:
         lines.append(f"          {verdict['next_phase']} was seen {verdict['seen_in_a_row']} times in a row")
     rows = [("CONDITION OF", "SIGNAL", "MUST BE", "IS", "")]
     for one in data["evidence"]:
         holds = "holds" if one["holds"] else ""
-        rows.append((one["phase"], one["signal"], one["condition"], _value(one["value"]), holds))
+        is_now = _value(one["signal"], one["value"])
+        rows.append((one["phase"], one["signal"], one["condition"], is_now, holds))
     lines += ["", *columns(rows)]
     lines += [f"  {name} is absent: {why}" for name, why in data["absent"].items()]
     threads = [("THREAD", "ROLE", "POLICY", "RUNS", "SLEEPS", "OF THAT FOR I/O")]
     for one in data["threads"][:_SHOWN_THREADS]:
-        times = (f"{one[name] / 1e6:.3g} ms" for name in ("run_avg_ns", "sleep_avg_ns", "io_avg_ns"))
+        times = (f"{one[name] / 1e6:.4g} ms" for name in ("run_avg_ns", "sleep_avg_ns", "io_avg_ns"))
         threads.append((str(one["tid"]), one["role"], one["policy"].removeprefix("POLICY_").lower(), *times))
     if len(threads) > 1:
         lines += ["", *columns(threads)]
@@ -166,10 +167,14 @@ def explanation_lines(data: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _value(value: float | bool | None) -> str:
+def _value(signal: str, value: float | bool | None) -> str:
     if value is None:
         return "absent"
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}"
+    if signal.endswith("_ns"):
+        return f"{value / 1e6:.4g} ms"
+    if signal.endswith("_s"):
+        return f"{value:.3g} s ago"
+    return str(value).lower() if isinstance(value, bool) else f"{value:.4g}"
 
 
 def result_lines(result: ab.Result) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zernel.config import Conflict, dump, table, tables
+from zernel.scheduler.ejection import pause
 from zernel.scheduler.tables import (
     MAX_TENANTS,
     General,
@@ -64,6 +65,15 @@ class Config:
                 "Write less than scheduler.watchdog_timeout_ms",
                 ("scheduler", "watchdog_timeout_ms"),
             )
+        slice_ms = self.scheduler.slice_us / 1000
+        if bound < slice_ms:
+            yield Conflict(
+                ("safety", "starvation_bound_ms"),
+                f"'safety.starvation_bound_ms' is {bound}, and a task may run for {slice_ms:g} at a time",
+                "Write more than scheduler.slice_us, which is in microseconds",
+                ("scheduler", "slice_us"),
+            )
+        yield from self._safety_conflicts()
         lifetime, interval = self.safety.hint_lifetime_ms, self.general.phase_eval_interval_ms
         if lifetime < 2 * interval:
             yield Conflict(
@@ -82,6 +92,17 @@ class Config:
             )
         yield from self._tenant_conflicts()
 
+    def _safety_conflicts(self) -> Iterator[Conflict]:
+        pauses = sum(pause(self.safety, number) for number in range(1, self.safety.max_ejections))
+        if pauses >= self.safety.ejection_window_s:
+            yield Conflict(
+                ("safety", "backoff_s"),
+                f"'safety.backoff_s' is {self.safety.backoff_s}: {self.safety.max_ejections} ejections take "
+                f"{pauses:g} seconds, and are never within {self.safety.ejection_window_s}",
+                "Write less, or a longer ejection_window_s",
+                ("safety", "ejection_window_s"),
+            )
+
     def _tenant_conflicts(self) -> Iterator[Conflict]:
         seen: dict[str, str] = {}
         for name, tenant in self.tenant.items():
@@ -90,6 +111,12 @@ class Config:
                     ("tenant", name),
                     "'default' is the tenant of all tasks that belong to no other",
                     "Choose another name",
+                )
+            if tenant.cgroup.startswith("/sys/fs/cgroup/"):
+                yield Conflict(
+                    ("tenant", name, "cgroup"),
+                    f"The cgroup of tenant '{name}' is the path below /sys/fs/cgroup",
+                    f'Write cgroup = "{tenant.cgroup.removeprefix("/sys/fs/cgroup")}"',
                 )
             if tenant.cgroup in seen:
                 yield Conflict(

@@ -17,6 +17,7 @@ from zernel.config import load
 from zernel.errors import Problem, ZernelError, fail
 from zernel.scheduler import kernel, realtime, support
 from zernel.scheduler.config import DEFAULT_PATH, Config
+from zernel.scheduler.tables import Telemetry
 
 UNIT = "zernel-scheduler.service"
 NAME = "zernel"
@@ -93,7 +94,7 @@ class Host:
 
         :raises ZernelError: where it does not run, or refuses.
         """
-        port = load(Config, self._settings).telemetry.metrics_port
+        port = self._port()
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_TIMEOUT_S)
         try:
             connection.request("GET", f"{page}?{urlencode(query)}")
@@ -119,6 +120,13 @@ class Host:
                 suggestion="'zernel scheduler status' shows what it knows",
             )
         return data
+
+    def _port(self) -> int:
+        try:
+            return load(Config, self._settings).telemetry.metrics_port
+        except ZernelError:
+            # The daemon goes on with what it read before, most likely on the port that all have.
+            return Telemetry().metrics_port
 
     def enable(self) -> bool:
         """Turn the scheduler on, now and at each boot; return whether that changed anything.

@@ -12,6 +12,11 @@ MAX_PAUSE_S = 600
 """The longest pause: doubling ends here."""
 
 
+def pause(safety: Safety, number: int) -> float:
+    """Return how many seconds to wait after an ejection, the ``number``-th (from 1) within the window."""
+    return float(min(MAX_PAUSE_S, safety.backoff_s * 2 ** (number - 1)))
+
+
 class Ejections:
     """The ejections within the window."""
 
@@ -28,7 +33,7 @@ class Ejections:
         self._times = [*self.within(now), now]
         if len(self._times) >= self._safety.max_ejections:
             return None
-        return float(min(MAX_PAUSE_S, self._safety.backoff_s * 2 ** (len(self._times) - 1)))
+        return pause(self._safety, len(self._times))
 
     def within(self, now: float) -> list[float]:
         """Return the times of the ejections that count at ``now``."""

@@ -178,10 +178,11 @@ class Engine:
         """Return what was worked out last."""
         return self._figures
 
-    def top(self, now: float) -> list[tuple[str | None, Verdict]]:
-        """Return names and verdicts of the processes that count most; one that is gone has no name."""
+    def top(self, now: float) -> list[tuple[str, Verdict]]:
+        """Return names and verdicts of the processes that count most and are still there."""
         verdicts = self._classifier.verdicts(int(now * 1e9), TOP_PROCESSES)
-        return [(processes.name(one.pid, self._root), one) for one in verdicts if not self._replaced(one)]
+        named = [(processes.name(one.pid, self._root), one) for one in verdicts if not self._replaced(one)]
+        return [(name, one) for name, one in named if name is not None]
 
     def tenant_name(self, index: int) -> str:
         """Return a tenant's name."""

@@ -76,7 +76,7 @@ class Rules:
                 Condition("gpu_utilization", f"above {active}%", lambda used: used > active),
                 Condition(
                     "cpu_burst_ns",
-                    f"0, or at most {short_burst_ns} (a launch)",
+                    f"at most {short_burst_ns / 1e6:g} ms (a launch)",
                     lambda ns: ns <= short_burst_ns,
                 ),
             ),
@@ -85,7 +85,7 @@ class Rules:
                 Condition("gpu_utilization", f"below {idle}%", lambda used: used < idle),
             ),
             Phase.OPTIMIZER_STEP: (
-                Condition("cpu_burst_ns", f"above 0, below {burst}", lambda ns: 0 < ns < burst),
+                Condition("cpu_burst_ns", f"above 0, below {burst / 1e6:g} ms", lambda ns: 0 < ns < burst),
                 Condition(
                     "since_gpu_sync_s", f"at most {RECENT_S:g} s ago", lambda age: 0 <= age <= RECENT_S
                 ),

@@ -15,6 +15,14 @@ from zernel.scheduler.engine import Engine, Figures, TenantFigures
 from zernel.scheduler.maps import Delay
 from zernel.scheduler.status import Snapshot, Status
 
+_NOT_SEEN = {
+    "io_wait_fraction": "it has neither run nor slept since it was looked at before",
+    "gpu_utilization": "NVML tells of no use of a GPU by it",
+    "since_gpu_sync_s": "it has never waited for a GPU",
+    "nccl_active": "it has never called NCCL",
+}
+"""Why a process has no such signal on a host that measures it."""
+
 
 class Pages:
     """Answers from what the daemon knows, in any thread."""
@@ -63,7 +71,7 @@ class Pages:
                 }
                 for one in (found.verdict.evidence if found.verdict else ())
             ],
-            "absent": {name: why for name, why in self._engine.figures().absent.items() if why},
+            "absent": self._absent(found.verdict),
             "threads": [
                 {
                     "tid": tid,
@@ -76,6 +84,17 @@ class Pages:
                 for tid, task in found.threads.items()
             ],
             "thread_count": found.thread_count,
+        }
+
+    def _absent(self, verdict: Verdict | None) -> dict[str, str]:
+        on_host = {name: why for name, why in self._engine.figures().absent.items() if why}
+        if verdict is None:
+            return on_host
+        signals = dataclasses.asdict(verdict.signals)
+        return {
+            name: on_host.get(name) or _NOT_SEEN[name]
+            for name in (*on_host, *_NOT_SEEN)
+            if name in on_host or signals[name] is None
         }
 
     def _verdict(self, one: Verdict) -> dict[str, Any]:

@@ -232,6 +232,13 @@ class MultiTenant:
         minimum=1,
         maximum=10_000,
     )
+    default_floor_percent: int = option(
+        10,
+        "The part of CPU time, in percent, that the default tenant is due at least when it wants it, however "
+        "much the others weigh: logins, system services and this daemon run there.",
+        minimum=0,
+        maximum=50,
+    )
 
 
 @dataclass(frozen=True, slots=True)

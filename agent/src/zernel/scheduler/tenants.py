@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zernel import files
-from zernel.scheduler.classes import class_priority, scaled
+from zernel.scheduler.classes import MAX_WEIGHT, class_priority, scaled
 from zernel.scheduler.tables import MAX_TENANTS, OWN_CLASS, MultiTenant, PriorityClass, Tenant
 
 DEFAULT = "default"
@@ -82,12 +83,14 @@ class Tenants:
         :param holders: pid → indices of the GPUs that it holds; None where that is not known.
         """
         gpus = None if holders is None else self._gpus(holders)
-        own = OWN_CLASS
-        parts = [self._part(0, DEFAULT, None, None, own, 0, gpus)]
+        parts = []
         for name, tenant in self._configured.items():
             index, inode = self._numbers[name], self._inode(tenant.cgroup)
             parts.append(self._part(index, name, tenant.cgroup, inode, tenant.class_, tenant.weight, gpus))
-        return parts
+        default = self._part(0, DEFAULT, None, None, OWN_CLASS, 0, gpus)
+        percent = self._settings.default_floor_percent
+        floor = math.ceil(sum(part.weight for part in parts) * percent / (100 - percent))
+        return [replace(default, weight=max(default.weight, min(floor, MAX_WEIGHT))), *parts]
 
     def index_of(self, cgroup: str) -> int:
         """Return the tenant of a cgroup path: that of the nearest ancestor that is one's, else 0."""
