@@ -29,14 +29,6 @@ def pytest_configure(config: pytest.Config) -> None:
     unwind_when_ended(lambda status: pytest.exit("ended by a signal", status))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep those of a file and a kernel on one of several workers: each boots guests of its own."""
-    for item in items:
-        kernel = item.callspec.params.get("any_host", "debian") if hasattr(item, "callspec") else "debian"
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{kernel}"))
-
-
 def kept_waiting() -> float:
     """Return for how long this machine kept the CPUs of our guests waiting so far, in seconds."""
     waited = 0
@@ -107,13 +99,16 @@ def guest(guest_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="session", params=["debian", "6.12"])
-def any_host(request: pytest.FixtureRequest, guest_image: Image) -> Iterator[Host]:
-    """Each kernel in turn, booted once for all tests that any kernel is for."""
-    if request.param == "debian":
-        yield request.getfixturevalue("debian_host")
-        return
-    kernel = request.getfixturevalue("small_kernel")
-    with Guest.boot(GuestSpec(name="zernel-6-12", cpus=2, kernel=kernel), image=guest_image) as guest:
+def any_host(request: pytest.FixtureRequest) -> Host:
+    """Each kernel in turn, on guests that all tests share."""
+    host: Host = request.getfixturevalue("debian_host" if request.param == "debian" else "small_host")
+    return host
+
+
+@pytest.fixture(scope="session")
+def small_host(small_kernel: Path, guest_image: Image) -> Iterator[Host]:
+    """A guest with two CPUs and the 6.12 kernel."""
+    with Guest.boot(GuestSpec(name="zernel-6-12", cpus=2, kernel=small_kernel), image=guest_image) as guest:
         yield Host(guest)
 
 
