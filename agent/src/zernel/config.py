@@ -44,6 +44,9 @@ Keys = toml_lines.Keys
 MAX_BYTES = 1 << 20
 """Largest configuration file that is read, in bytes: far above any real one."""
 
+MAX_DOTS = 128
+"""Dots in a line, which may be levels of a key: far above any real one."""
+
 _NAMES = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}
 
@@ -149,6 +152,16 @@ def parse(schema: type[T], text: str, file: str = "<text>") -> T:
 
     :raises ZernelError: with one problem per defect found.
     """
+    for number, written in enumerate(text.splitlines(), start=1):
+        if written.count(".") > MAX_DOTS:
+            # Their time grows with the square of the levels: a line of 100 kB would take minutes.
+            raise fail(
+                "config-syntax",
+                f"The configuration has more than {MAX_DOTS} dots in one line",
+                subject=file,
+                suggestion="The output of --dump-config shows a valid file",
+                location=Location(file, number, None),
+            )
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

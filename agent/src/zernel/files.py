@@ -31,7 +31,8 @@ def read_regular(path: Path, limit: int) -> bytes:
         if not stat.S_ISREG(kind):
             raise OSError(errno.EINVAL, "Not a regular file", str(path))
         with os.fdopen(fd, "rb", closefd=False) as file:
-            return file.read(limit)
+            # None: one of /proc that has nothing to say now.
+            return file.read(limit) or b""
     finally:
         os.close(fd)
 

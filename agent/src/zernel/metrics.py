@@ -7,10 +7,13 @@ builds them anew for each scrape, so what no longer exists (a process) is no lon
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import http.server
 import json
 import logging
+import re
+import socket
 import threading
 import urllib.parse
 from collections.abc import Callable, Mapping
@@ -21,8 +24,11 @@ from zernel.errors import fail
 MAX_CONNECTIONS = 8
 """Connections served at once. One more waits a second for a slot, then it is closed."""
 
-IDLE_TIMEOUT_S = 10
-"""A client that sends nothing for this long is disconnected, so that it cannot hold a connection forever."""
+DEADLINE_S = 30
+"""For how long a client may take to ask and to take the answer: it cannot hold a connection for ever."""
+
+_OURS = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
+"""What a client calls this host. With another name a web page had it looked up (DNS rebinding)."""
 
 log = logging.getLogger(__name__)
 
@@ -116,24 +122,35 @@ class _Server(http.server.ThreadingHTTPServer):
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        deadline = threading.Timer(DEADLINE_S, _cut, (request,))
+        deadline.daemon = True
+        deadline.start()
         try:
             super().process_request_thread(request, client_address)
         finally:
+            deadline.cancel()
             self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         log.debug("request failed", exc_info=True)
 
 
+def _cut(request: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it has just ended
+        request.shutdown(socket.SHUT_RDWR)
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
-    timeout = IDLE_TIMEOUT_S
     server: _Server
     server_version = "zernel"
     sys_version = ""
 
     def do_GET(self) -> None:
         try:
-            status, content_type, body = self.server.answer(self.path, self.headers.get("Accept", ""))
+            if _OURS.fullmatch(self.headers.get("Host", "localhost")):
+                status, content_type, body = self.server.answer(self.path, self.headers.get("Accept", ""))
+            else:
+                status, content_type, body = 403, _TEXT, b"Ask for 127.0.0.1 or localhost\n"
         except Exception:
             log.exception("cannot answer %s", self.path)
             status, content_type, body = 500, _TEXT, b"internal error; see the daemon's log\n"

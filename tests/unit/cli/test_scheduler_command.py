@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import re
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -187,7 +189,8 @@ def test_enable_and_disable_happen_once_and_tell_whether_they_did(
             assert (status, json.loads(out)["changed"]) == (0, changed)
             assert (host.get("boot"), host.get("kernel")) == (state, state)
     assert host.changes() == [
-        "enable --now zernel-scheduler.service",
+        "restart zernel-scheduler.service",
+        "enable zernel-scheduler.service",
         "disable --now zernel-scheduler.service",
     ]
 
@@ -218,15 +221,64 @@ def test_enable_tries_again_where_the_service_gave_up(
 
 
 def test_disable_needs_root_only_where_there_is_something_to_do(
-    host: FakeHost, capsys: pytest.CaptureFixture[str]
+    host: FakeHost, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    host.problems = list(fail("not-root", "zernel-scheduler needs root", suggestion="Use sudo").problems)
+    def refused(path: Path, others: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("zernel.files.locked", refused)
     assert run(capsys, "disable")[0] == 0
     host.set("active", "active")
     status, _, err = run(capsys, "disable")
     assert status == 1
-    assert "needs root" in err
+    assert "takes root" in err
     assert host.changes() == []
+
+
+@pytest.mark.parametrize(
+    "words", [["--value", "a{99999999999999}"], ["--value", "("], ["--duration", "\x1b[31mx"]]
+)
+def test_wrong_usage_is_told_without_a_change(
+    host: FakeHost, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    status, _, err = run(capsys, "ab", *words, "--", "true")
+    assert status == 2
+    assert words[0] in err
+    assert "\x1b" not in err
+    assert host.changes() == []
+
+
+@pytest.mark.parametrize("words", [["enable"], ["disable"], ["ab", "--", "true"]])
+def test_two_commands_do_not_switch_at_once(
+    host: FakeHost, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.setattr("zernel.files.LOCK_SECONDS", 0.05)
+    host.set("active", "active" if words == ["disable"] else "inactive")
+    with control.Host().switching():
+        status, _, err = run(capsys, *words)
+    assert status == 1
+    assert f"Another command switches the scheduler: pid {os.getpid()}" in err
+    assert host.changes() == []
+
+
+def test_what_cannot_be_turned_on_is_not_tried_again_behind_ones_back(
+    host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.set("broken", "1")
+    assert run(capsys, "enable")[0] == 1
+    assert host.changes() == ["restart zernel-scheduler.service", "stop zernel-scheduler.service"]
+
+
+def test_status_finds_the_daemon_though_its_settings_are_faulty(
+    host: FakeHost,
+    daemon: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    port = int(host.settings.read_text().rpartition("=")[2])
+    monkeypatch.setattr(control, "Telemetry", lambda: SimpleNamespace(metrics_port=port))
+    host.settings.write_text("[telemetry]\nmetrics_port = true\n")
+    assert json.loads(run(capsys, "status", "--format", "json")[1])["daemon"] == DAEMON
 
 
 @pytest.mark.parametrize(("fault", "words"), [("broken", "Job failed"), ("stuck", "The scheduler is not on")])

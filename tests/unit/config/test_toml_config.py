@@ -245,6 +245,14 @@ def test_deep_nesting_is_refused_in_words() -> None:
     assert problems("x = " + "[" * 100_000)[0].code == "config-syntax"
 
 
+@pytest.mark.parametrize("text", ["[{}]", "{} = 1", "x = {{ {} = 1 }}"])
+def test_a_key_of_very_many_parts_is_refused_before_it_is_read(text: str) -> None:
+    # tomllib's time grows with the square of their number: this would take minutes.
+    said = problems("y = 1\n" + text.format(".".join(["a"] * 50_000)))
+    assert [problem.code for problem in said] == ["config-syntax"]
+    assert said[0].locations[0].line == 2
+
+
 # Values whose insides look like headers and keys, to whoever does not read them as TOML does.
 VALUES = st.one_of(
     st.integers().map(str),

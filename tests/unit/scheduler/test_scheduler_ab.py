@@ -95,6 +95,20 @@ def test_a_command_that_goes_on_is_ended_with_all_that_it_started(switch: FakeSw
         assert ended(int(pid))
 
 
+def test_what_left_the_session_is_ended_too_and_what_was_there_is_not(switch: FakeSwitch) -> None:
+    pids = switch.path.with_name("pids")
+    with subprocess.Popen(["sleep", "100"]) as other:
+        ready = pids.with_name("ready")
+        leaves = f"setsid sh -c 'echo $$ >> {pids}; touch {ready}; exec sleep 100'"
+        work = shell(f"rm -f {ready}; {leaves} & until [ -e {ready} ]; do :; done")
+        compare(work, switch, 1)
+        assert other.poll() is None
+        other.kill()
+    assert len(pids.read_text().split()) == 3
+    for pid in pids.read_text().split():
+        assert ended(int(pid))
+
+
 def test_a_command_that_ignores_the_end_is_killed(
     switch: FakeSwitch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,9 +134,10 @@ def test_only_the_last_figure_of_much_output_counts(switch: FakeSwitch) -> None:
         (shell("echo speed x", value="speed (.)"), "found: 'x'"),
         (shell("echo speed 0", value="speed ([0-9])"), "figure is 0"),
         (shell("echo speed nan", value="speed (nan)"), "figure is nan"),
+        (shell("echo speed inf", value="speed (inf)"), "figure is inf"),
         (Workload(("/does/not/exist",), 1.0), "Cannot run /does/not/exist"),
     ],
-    ids=["fails", "crashes", "endless", "no figure", "no number", "zero", "nan", "no command"],
+    ids=["fails", "crashes", "endless", "no figure", "no number", "zero", "nan", "inf", "no command"],
 )
 def test_a_run_that_means_nothing_ends_it(switch: FakeSwitch, work: Workload, words: str) -> None:
     said = refused(work, switch)
@@ -175,7 +190,7 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 @pytest.mark.parametrize("before", ["0", "1"])
 def test_a_signal_ends_the_workload_and_puts_back_what_ran(tmp_path: Path, number: int, before: str) -> None:
     place = tmp_path / "scheduler"
@@ -190,6 +205,21 @@ def test_a_signal_ends_the_workload_and_puts_back_what_ran(tmp_path: Path, numbe
     assert said.split()[0] == before
     for pid in pids.read_text().split():
         assert ended(int(pid))
+
+
+def test_a_signal_waits_until_the_scheduler_has_changed(tmp_path: Path) -> None:
+    switch = FakeSwitch(tmp_path / "scheduler", False)
+    change = switch.use
+
+    def interrupted(ours: bool) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        change(ours)
+
+    switch.use = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        compare(shell("true"), switch, 1)
+    # The first one was to the kernel's, which ran: the signal came after it.
+    assert (switch.changes, switch.ours()) == ([False], False)
 
 
 FIGURES = st.lists(st.tuples(st.floats(0.1, 1e6), st.floats(0.1, 1e6)), min_size=1, max_size=9)

@@ -101,20 +101,22 @@ def _ab(args: argparse.Namespace, host: control.Host) -> int:
     limit = ab.seconds(args.duration)
     command = ab.command_words(args.command)
     if limit is None:
-        args.wrong_usage(f"--duration {args.duration}: write for example 500ms, 30s or 2m, at most an hour")
+        shown = harmless(args.duration)
+        args.wrong_usage(f"--duration {shown}: write for example 500ms, 30s or 2m, at most an hour")
     if not 1 <= args.rounds <= 100:
         args.wrong_usage("--rounds: 1 to 100")
     if not command:
         args.wrong_usage("the command is missing: write it behind '--'")
     try:
         pattern = re.compile(args.value) if args.value is not None else None
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         args.wrong_usage(f"--value is no regular expression: {error}")
     if args.lower_is_better and pattern is None:
         args.wrong_usage("--lower-is-better goes with --value: time is always better when it is less")
     workload = ab.Workload(command, limit or 0.0, pattern, pattern is None or args.lower_is_better)
     switch = _ServiceSwitch(host)
-    result = ab.compare(workload, switch, args.rounds, lambda line: print(line, file=sys.stderr))
+    with host.switching():
+        result = ab.compare(workload, switch, args.rounds, lambda line: print(line, file=sys.stderr))
     data = {"status": "ok", "command": list(command), **result.as_dict()}
     print_result(data, args.format, lambda: _text(scheduler_text.result_lines(result)))
     return 0

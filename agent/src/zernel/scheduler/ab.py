@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import math
 import os
 import re
 import signal
@@ -16,6 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, Protocol
 
+import psutil
+
 from zernel.errors import fail
 
 CLEAR_ROUNDS = 5
@@ -26,6 +30,7 @@ KEPT_OUTPUT = 1 << 20
 
 _CHUNK = 1 << 16
 _GRACE_S = 5.0
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 class Switch(Protocol):
@@ -114,12 +119,14 @@ def compare(
     :raises ZernelError: if a run fails, or gives no figure.
     """
     figures: dict[bool, list[float]] = {False: [], True: []}
-    with _restored(switch) as interrupts:
+    with _adopting(), _restored(switch) as interrupts:
         progress("a first run, which does not count")
         _measure(workload, interrupts)
         for number in range(rounds):
             for ours in (False, True) if number % 2 == 0 else (True, False):
-                switch.use(ours)
+                with interrupts.held():
+                    # What systemd was asked for it does, though its asker ends.
+                    switch.use(ours)
                 enables = switch.enables()
                 figure = _measure(workload, interrupts)
                 # One that was ejected early in a long run is enabled again before its end.
@@ -153,6 +160,16 @@ class _Interrupts:
             self._pending = False
             raise KeyboardInterrupt
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Let signals wait as long as the block lasts."""
+        self.hold()
+        try:
+            yield
+        finally:
+            self._held = False
+        self.release()
+
     def signalled(self, number: int, frame: object) -> None:
         """Handle a signal."""
         if self._held:
@@ -166,7 +183,7 @@ def _restored(switch: Switch) -> Iterator[_Interrupts]:
     """Put back the scheduler that ran before, whatever happens; nothing interrupts that."""
     before = switch.ours()
     interrupts = _Interrupts()
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
     handlers = {number: signal.signal(number, interrupts.signalled) for number in signals}
     try:
         yield interrupts
@@ -182,6 +199,7 @@ def _restored(switch: Switch) -> Iterator[_Interrupts]:
 
 def _measure(workload: Workload, interrupts: _Interrupts) -> float:
     """Run it once and return its figure."""
+    others = _below_us()
     began = time.monotonic()
     interrupts.hold()
     try:
@@ -211,7 +229,7 @@ def _measure(workload: Workload, interrupts: _Interrupts) -> float:
         took = time.monotonic() - began
     finally:
         interrupts.hold()
-        _end(process)
+        _end(process, others)
         tail.close()
     interrupts.release()
     if not ended and workload.value is None:
@@ -229,11 +247,11 @@ def _measure(workload: Workload, interrupts: _Interrupts) -> float:
             suggestion="Run it by hand until it works: figures of failed runs mean nothing",
         )
     figure = took if workload.value is None else _figure(workload.value, tail.text())
-    if not figure > 0:
+    if not 0 < figure < math.inf:
         raise fail(
             "ab-figure",
             f"A run's figure is {figure:g}",
-            suggestion="Choose a figure that is always above 0: ratios are made of it",
+            suggestion="Choose a figure that is always above 0, and finite: ratios are made of it",
         )
     return figure
 
@@ -262,8 +280,27 @@ def _how(status: int) -> str:
         return f"was ended by signal {-status}"
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End all of the session: politely where the command still runs, then for good."""
+@contextlib.contextmanager
+def _adopting() -> Iterator[None]:
+    """Be the parent of those below us whose own parent ends before them: see prctl(2)."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def _below_us() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
+
+
+def _end(process: subprocess.Popen[bytes], others: set[psutil.Process]) -> None:
+    """End all that the command started: politely where it still runs, then for good.
+
+    What left its session must not go on either: the next run would compete with it. ``others`` were there
+    before.
+    """
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
@@ -272,6 +309,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    while rest := _below_us() - others:
+        for child in rest:
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+        psutil.wait_procs(rest, timeout=_GRACE_S)
 
 
 class _Tail:

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from zernel import files
 from zernel.config import load
 from zernel.errors import Problem, ZernelError, fail
 from zernel.scheduler import kernel, realtime, support
@@ -26,6 +28,7 @@ NAME = "zernel"
 SYSTEMCTL_TIMEOUT_S = 60
 _ANSWER_TIMEOUT_S = 5
 _MAX_ANSWER = 16 << 20
+_LOCK = "run/zernel-scheduler.lock"
 _SETTLE_S = 5.0
 
 
@@ -100,6 +103,14 @@ class Host:
             connection.request("GET", f"{page}?{urlencode(query)}")
             answer = connection.getresponse()
             data = json.loads(answer.read(_MAX_ANSWER))
+        except TimeoutError:
+            raise fail(
+                "scheduler-silent",
+                "The scheduler's daemon does not answer",
+                subject="scheduler",
+                explanation=f"127.0.0.1:{port}{page}: nothing within {_ANSWER_TIMEOUT_S} s",
+                suggestion="Try again; systemd ends a daemon that hangs, and starts it anew, after a minute",
+            ) from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise fail(
                 "scheduler-not-running",
@@ -139,22 +150,52 @@ class Host:
             return False
         if not on:
             self.require()
-        self._run("enable", "--now", UNIT)
-        if before.active == "active" and not on:
-            # It runs, but gave up after ejections: whoever enables it wants another try.
-            self._run("restart", UNIT)
-        self._settle(True)
+        with self.switching():
+            if not on:
+                self._load(was_active=before.active == "active")
+            self._run("enable", UNIT)
         return True
+
+    def _load(self, *, was_active: bool) -> None:
+        try:
+            # It may run, and have given up after ejections: whoever enables it wants another try.
+            self._run("restart", UNIT)
+            self._settle(True)
+        except ZernelError:
+            # What failed now must not succeed behind one's back: systemd would try again.
+            if not was_active:
+                with contextlib.suppress(ZernelError):
+                    self._run("stop", UNIT)
+            raise
 
     def disable(self) -> bool:
         """Turn it off, now and at boot; return whether that changed anything."""
         before = self.service()
-        if before.active in ("inactive", "failed") and before.boot != "enabled" and not self.kernel().ours:
+        off = before.active in (None, "inactive", "failed")
+        if off and before.boot != "enabled" and not self.kernel().ours:
             return False
-        self._require_root()
-        self._run("disable", "--now", UNIT)
-        self._settle(False)
+        with self.switching():
+            self._run("disable", "--now", UNIT)
+            self._settle(False)
         return True
+
+    @contextlib.contextmanager
+    def switching(self) -> Iterator[None]:
+        """Keep other commands from switching the scheduler meanwhile.
+
+        :raises ZernelError: ``locked`` where one does; or without the rights that it takes.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(files.locked(self._root / _LOCK, "switches the scheduler"))
+            except PermissionError:
+                raise fail(
+                    "not-root",
+                    "Switching the scheduler takes root",
+                    subject="scheduler",
+                    suggestion="Run the command with sudo",
+                ) from None
+            yield
 
     def start(self) -> None:
         """Turn it on for now."""
@@ -174,11 +215,6 @@ class Host:
         problems = self._check(self._root)
         if self.kernel().ours:
             problems = [problem for problem in problems if problem.code != "scheduler-loaded"]
-        if problems:
-            raise ZernelError(*problems)
-
-    def _require_root(self) -> None:
-        problems = [problem for problem in self._check(self._root) if problem.code == "not-root"]
         if problems:
             raise ZernelError(*problems)
 

@@ -46,7 +46,7 @@ class Pages:
     def explain(self, query: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
         """Return what is known of the process ``pid``, and why it is treated as it is."""
         text = query.get("pid", "")
-        if not (text.isdecimal() and len(text) <= 10):
+        if not (text.isascii() and text.isdecimal() and len(text) <= 10):
             return 400, {"error": f"'{text[:20]}' is no process id"}
         found = self._engine.explain(int(text), self._clock())
         if found is None:
