@@ -16,11 +16,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, Protocol
-
-import psutil
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from zernel.errors import fail
+
+if TYPE_CHECKING:
+    import psutil
 
 CLEAR_ROUNDS = 5
 """Rounds that must all agree before a difference is called clear: by chance they do in 1 of 16."""
@@ -292,6 +293,8 @@ def _adopting() -> Iterator[None]:
 
 
 def _below_us() -> set[psutil.Process]:
+    import psutil  # not before it is needed: all of 'zernel scheduler' would wait for it
+
     return set(psutil.Process().children(recursive=True))
 
 
@@ -309,6 +312,8 @@ def _end(process: subprocess.Popen[bytes], others: set[psutil.Process]) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    import psutil
+
     while rest := _below_us() - others:
         for child in rest:
             with contextlib.suppress(psutil.Error):
