@@ -27,8 +27,7 @@ struct wish {
 	bool denied;
 };
 
-/* What a task that wakes may take a CPU from: lower priorities, if that is its policy; else those that yield.
- */
+/* A task that wakes may take a CPU from lower priorities, if that is its policy, or from those that yield. */
 static __always_inline s32 waking_priority(const struct policy *policy)
 {
 	if (policy->preemption >= PREEMPT_AGGRESSIVE)
@@ -36,6 +35,7 @@ static __always_inline s32 waking_priority(const struct policy *policy)
 	return policy->preemption == PREEMPT_YIELD ? PRIORITY_YIELDS : PRIORITY_YIELDS + 1;
 }
 
+/* Is taking this CPU outside of the rate? */
 static __always_inline bool is_free(const struct cpu *cpu, const struct wish *wish)
 {
 	return wish->any_rate || cpu->priority == PRIORITY_YIELDS;

@@ -21,6 +21,7 @@ from cuda_stub import build_library, build_nccl, build_workload
 from debian_packages import unpacked
 from guest.scheduler_host import HERE, Host
 from testbed import Guest, GuestSpec, image
+from testbed.tools import kept_waiting
 
 PROGRAMS = "/root/bench"
 CPUS = 2
@@ -93,8 +94,7 @@ class Bench:
     def kept_waiting(self) -> float:
         if self.guest.spec.counted and not self.guest.kvm:
             return 0.0  # its clock stood still meanwhile
-        threads = Path(f"/proc/{self.guest.process.pid}/task").glob("*/schedstat")
-        return sum(int(thread.read_text().split()[1]) for thread in threads) / 1e9
+        return kept_waiting(self.guest.process.pid)
 
     def program(self, name: str, *arguments: object, timeout: float = RUN_TIMEOUT, **environment: int) -> str:
         """Run one of the programs and return what it printed."""

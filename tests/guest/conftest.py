@@ -14,7 +14,7 @@ from scheduler_host import Host
 
 from testbed import Disk, Guest, GuestSpec, TestbedError, image, kernel
 from testbed.image import Image
-from testbed.tools import unwind_when_ended
+from testbed.tools import kept_waiting, unwind_when_ended
 
 DISTURBED = 0.05
 """A quiet test that failed runs again if this machine kept its guests waiting for more than this part."""
@@ -29,16 +29,9 @@ def pytest_configure(config: pytest.Config) -> None:
     unwind_when_ended(lambda status: pytest.exit("ended by a signal", status))
 
 
-def kept_waiting() -> float:
+def guests_waited() -> float:
     """Return for how long this machine kept the CPUs of our guests waiting so far, in seconds."""
-    waited = 0
-    for child in psutil.Process().children(recursive=True):
-        for thread in Path(f"/proc/{child.pid}/task").glob("*/schedstat"):
-            try:
-                waited += int(thread.read_text().split()[1])
-            except OSError:
-                continue  # it has ended
-    return waited / 1e9
+    return sum(kept_waiting(child.pid) for child in psutil.Process().children(recursive=True))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -48,9 +41,9 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for number in range(1, TRIES + 1):
-        began, waited = time.monotonic(), kept_waiting()
+        began, waited = time.monotonic(), guests_waited()
         reports = runtestprotocol(item, log=False, nextitem=nextitem)
-        part = (kept_waiting() - waited) / (time.monotonic() - began)
+        part = (guests_waited() - waited) / (time.monotonic() - began)
         if number == TRIES or part < DISTURBED or not any(report.failed for report in reports):
             break
         why = f"{item.nodeid} runs again: this machine kept the guests waiting for {part:.0%} of its time"

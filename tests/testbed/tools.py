@@ -136,6 +136,15 @@ def build(
         raise _failure(str(argv[0]), process.returncode, messages, doing, suggestion)
 
 
+def kept_waiting(pid: int) -> float:
+    """Return for how long this machine kept the threads of a process waiting for a CPU so far, in seconds."""
+    waited = 0
+    for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with suppress(OSError):  # it has ended
+            waited += int(thread.read_text().split()[1])
+    return waited / 1e9
+
+
 def unwind_when_ended(leave: Callable[[int], object] = sys.exit) -> None:
     """Let SIGTERM and a terminal that hangs up unwind us, as Ctrl-C does.
 

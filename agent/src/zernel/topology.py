@@ -12,6 +12,8 @@ from zernel.devicetree.model import MAX_CPU, Resources
 from zernel.record import Record
 
 _CPUS = "sys/devices/system/cpu"
+_NVIDIA = "0x10de"
+_DISPLAY_CLASS = "0x03"  # PCI base class of GPUs: VGA 0x0300, 3D 0x0302
 
 
 class Topology(Record):
@@ -89,6 +91,16 @@ def locate_devices(resources: Resources, root: Path = Path("/")) -> Resources:
             device = device.but(numa_node=node if node in known else None)
         devices.append(device)
     return resources.but(devices=tuple(devices))
+
+
+def nvidia_gpus(root: Path = Path("/")) -> list[str]:
+    """Return the PCI addresses of NVIDIA GPUs, whatever drives them."""
+    devices = sorted((root / "sys/bus/pci/devices").glob("*"))
+    return [
+        device.name
+        for device in devices
+        if text(device / "vendor") == _NVIDIA and (text(device / "class") or "").startswith(_DISPLAY_CLASS)
+    ]
 
 
 def pci_numa_node(root: Path, address: str) -> int | None:

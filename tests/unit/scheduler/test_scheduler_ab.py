@@ -208,14 +208,12 @@ def test_a_signal_ends_the_workload_and_puts_back_what_ran(tmp_path: Path, numbe
 
 
 def test_a_signal_waits_until_the_scheduler_has_changed(tmp_path: Path) -> None:
-    switch = FakeSwitch(tmp_path / "scheduler", False)
-    change = switch.use
+    class Interrupted(FakeSwitch):
+        def use(self, ours: bool) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            super().use(ours)
 
-    def interrupted(ours: bool) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        change(ours)
-
-    switch.use = interrupted  # type: ignore[method-assign]
+    switch = Interrupted(tmp_path / "scheduler", False)
     with pytest.raises(KeyboardInterrupt):
         compare(shell("true"), switch, 1)
     # The first one was to the kernel's, which ran: the signal came after it.

@@ -10,29 +10,15 @@ from typing import TYPE_CHECKING
 from zernel.errors import ZernelError
 from zernel.gpu import functions, libraries
 from zernel.host.doctor_host import Finding, Host, State
+from zernel.topology import nvidia_gpus
 
 if TYPE_CHECKING:
     from zernel.multikernel.fs import MultikernelFs
 
-_NVIDIA = "0x10de"
-_DISPLAY_CLASS = "0x03"  # PCI base class of GPUs: VGA 0x0300, 3D 0x0302
-
-
-def gpus(host: Host) -> list[str]:
-    """Return the PCI addresses of NVIDIA GPUs."""
-    found = []
-    for device in sorted((host.root / "sys/bus/pci/devices").glob("*")):
-        base = f"sys/bus/pci/devices/{device.name}"
-        if host.text(f"{base}/vendor") == _NVIDIA and (host.text(f"{base}/class") or "").startswith(
-            _DISPLAY_CLASS
-        ):
-            found.append(device.name)
-    return found
-
 
 def nvml(host: Host) -> Finding:
     """NVIDIA's management library, through pynvml."""
-    found = gpus(host)
+    found = nvidia_gpus(host.root)
     details: dict[str, object] = {"gpus": found}
     if not found:
         return Finding(State.NOT_NEEDED, "this host has no NVIDIA GPU", details=details)
@@ -62,7 +48,7 @@ def libcuda(host: Host) -> Finding:
     """The library whose exports are probed, and how cheap its probes are."""
     copies = libraries.installed(functions.LIBCUDA, host.root)
     if not copies:
-        if gpus(host):
+        if nvidia_gpus(host.root):
             reason = "no libcuda.so.1 is installed: CUDA programs cannot run, and there is nothing to probe"
             return Finding(State.MISSING, reason, "Install the NVIDIA driver's libcuda1")
         return Finding(State.NOT_NEEDED, "this host has no NVIDIA GPU and no libcuda.so.1")

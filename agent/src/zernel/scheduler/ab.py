@@ -125,9 +125,10 @@ def compare(
         _measure(workload, interrupts)
         for number in range(rounds):
             for ours in (False, True) if number % 2 == 0 else (True, False):
-                with interrupts.held():
-                    # What systemd was asked for it does, though its asker ends.
-                    switch.use(ours)
+                # What systemd was asked for it does, though its asker ends.
+                interrupts.hold()
+                switch.use(ours)
+                interrupts.release()
                 enables = switch.enables()
                 figure = _measure(workload, interrupts)
                 # One that was ejected early in a long run is enabled again before its end.
@@ -160,16 +161,6 @@ class _Interrupts:
         if self._pending:
             self._pending = False
             raise KeyboardInterrupt
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Let signals wait as long as the block lasts."""
-        self.hold()
-        try:
-            yield
-        finally:
-            self._held = False
-        self.release()
 
     def signalled(self, number: int, frame: object) -> None:
         """Handle a signal."""

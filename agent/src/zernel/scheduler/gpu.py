@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zernel.topology import pci_numa_node
+from zernel.topology import nvidia_gpus, pci_numa_node
 
 MAX_GPUS = 64
 """GPUs that are looked at; the largest hosts have 16."""
@@ -22,9 +22,6 @@ MAX_PROCESSES = 4096
 
 SAMPLE_S = 2.0
 """NVML samples the use by processes up to a second apart: what it said last counts for so long."""
-
-_NVIDIA = "0x10de"
-_DISPLAY = "0x03"  # PCI base class of GPUs: VGA 0x0300, 3D 0x0302
 
 log = logging.getLogger("zernel.scheduler")
 
@@ -82,21 +79,11 @@ class Nvml:
             return self._read(range(count))
         except ImportError:
             missing = "the package python3-pynvml is not installed"
-            return Reading(unavailable=missing if self._has_gpu() else "this host has no NVIDIA GPU")
+            return Reading(unavailable=missing if nvidia_gpus(self._root) else "this host has no NVIDIA GPU")
         except Exception as error:  # NVMLError, and what a library and a driver of two versions raise
             # The driver was unloaded, or was never there: a later one is found anew.
             self.close()
             return Reading(unavailable=f"NVML: {error}")
-
-    def _has_gpu(self) -> bool:
-        for device in (self._root / "sys/bus/pci/devices").glob("*"):
-            try:
-                vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
-            except OSError:
-                continue  # it was unplugged
-            if vendor == _NVIDIA and kind.startswith(_DISPLAY):
-                return True
-        return False
 
     def close(self) -> None:
         """Let go of the driver."""
